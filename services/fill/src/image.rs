@@ -368,6 +368,8 @@ impl ImageCopy<'_> {
         };
         let copied = self
             .fills
+            .inner
+            .copies
             .complete(&source, self.repo, &part.digest, part.size)
             .await;
         match copied {

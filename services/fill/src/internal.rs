@@ -26,7 +26,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::TcpListener;
 
 use crate::limits::{INTERNAL_REQUEST_BYTES, INTERNAL_REQUEST_TIME};
-use crate::{Fills, Growing};
+use crate::{Fills, blob_copies::Growing};
 
 /// Bytes of one read for a stream.
 const READ_BYTES: u64 = 256 << 10;

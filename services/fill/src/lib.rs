@@ -6,7 +6,8 @@
 //! visible before it is verified. Knows nothing of the distribution API, clients and Artifacts.
 //! `docs/design/fills.md` is the protocol.
 
-mod blob;
+mod blob_copies;
+mod blob_copy;
 mod candidates;
 mod entry;
 mod error;
@@ -38,12 +39,14 @@ use std::{collections::HashMap, sync::Arc};
 use futures::future::{BoxFuture, Shared};
 use holdfast_api::{
     access::{Access, AccessRequest},
-    fill::{FillRequest, FillResult, Priority},
+    fill::{FillRequest, FillResult},
 };
 use holdfast_core::{Digest, ManifestRef, RepositoryName};
-use holdfast_store::{LockHolder, PartialBlob, Store};
-use parking_lot::{Mutex, MutexGuard};
+use holdfast_store::{LockHolder, Store};
+use parking_lot::Mutex;
 
+use blob_copies::{BlobCopies, Growing};
+use blob_copy::Copier;
 pub use error::{Error, Result};
 use holdfast_upstream::{Interest, Login, SharedPriority, Upstreams};
 use manifests::Manifests;
@@ -61,18 +64,6 @@ type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
 /// A fill of an image that runs, its priority, and the requests that wait for it.
 type RunningImage = (ImageFill, SharedPriority, Arc<Interest>);
 
-/// What this process has of a blob that arrives.
-pub(crate) enum Growing {
-    /// Its growing file.
-    Local(PartialBlob),
-    /// Bytes that the named repository may not read.
-    NotAuthorized,
-    /// No bytes so far.
-    NotYet,
-    /// Nothing.
-    Nothing,
-}
-
 /// All fills of a process. Clones share everything.
 #[derive(Clone)]
 pub struct Fills {
@@ -84,11 +75,11 @@ struct Inner {
     upstreams: Upstreams,
     metrics: Metrics,
     owner: LockHolder,
-    peers: Peers,
+    peers: Arc<Peers>,
     settings: Settings,
     manifests: Arc<Manifests>,
     sources: Arc<Sources>,
-    blobs: Mutex<HashMap<Digest, entry::Entry>>,
+    copies: Arc<BlobCopies>,
     images: Mutex<HashMap<ImageKey, RunningImage>>,
     checks: Mutex<Checks>,
     lists: lists::Lists,
@@ -106,22 +97,32 @@ impl Fills {
         peers: Peers,
         settings: Settings,
     ) -> Self {
+        let metrics = Metrics {
+            upstream: upstreams.metrics().clone(),
+            ..settings.metrics.clone()
+        };
+        let peers = Arc::new(peers);
         let manifests = Arc::new(Manifests::new(store.clone()));
         let sources = Sources::new(upstreams.clone(), Arc::clone(&manifests), &settings);
+        let copies = BlobCopies::new(Copier {
+            store: store.clone(),
+            upstreams: upstreams.clone(),
+            peers: Arc::clone(&peers),
+            metrics: metrics.clone(),
+            owner: owner.clone(),
+            retry: settings.retry,
+        });
         Self {
             inner: Arc::new(Inner {
                 store,
-                metrics: Metrics {
-                    upstream: upstreams.metrics().clone(),
-                    ..settings.metrics.clone()
-                },
+                metrics,
                 upstreams,
                 owner,
                 peers,
                 manifests,
                 sources: Arc::new(sources),
                 settings,
-                blobs: Mutex::default(),
+                copies: Arc::new(copies),
                 images: Mutex::default(),
                 checks: Mutex::default(),
                 lists: lists::Lists::default(),
@@ -178,23 +179,33 @@ impl Fills {
         self.inner.sources.access(request).await
     }
 
-    /// What a replica may pass to another replica, for a repository if one is named. A request
-    /// means that a client waits.
+    /// What another replica may read of a blob that this process copies, for a repository if one is
+    /// named.
     pub(crate) fn growing(&self, digest: &Digest, repo: Option<&RepositoryName>) -> Growing {
-        let Some(entry) = self.lock_blobs().get(digest).cloned() else {
-            return Growing::Nothing;
-        };
-        self.inner
-            .upstreams
-            .raise(&entry.priority, Priority::Blocking);
-        match &*entry.state.borrow() {
-            entry::State::Growing(_) if repo.is_some_and(|repo| !entry.is_authorized(repo)) => {
-                Growing::NotAuthorized
-            }
-            entry::State::Growing(growing) => Growing::Local(growing.clone()),
-            entry::State::Starting => Growing::NotYet,
-            _ => Growing::Nothing,
+        self.inner.copies.growing(digest, repo)
+    }
+
+    /// Takes a source that another replica offers for a copy that runs here. `false`: none runs, or
+    /// it takes no further sources.
+    ///
+    /// # Errors
+    /// Why the source is not valid.
+    pub(crate) fn take_offer(
+        &self,
+        digest: &Digest,
+        claim: Option<u64>,
+        request: &FillRequest,
+    ) -> Result<bool> {
+        let NamedImage {
+            source,
+            repo,
+            target,
+        } = NamedImage::of(&request.source, &request.credentials, request.priority)?;
+        if target != ManifestRef::Digest(digest.clone()) {
+            return Err(Error::Request("source: it names other content".to_owned()));
         }
+        self.inner.sources.permit(&source.host)?;
+        Ok(self.inner.copies.take_offer(digest, claim, source, &repo))
     }
 
     /// The sizes that manifests on their way here claim for a blob; none: no manifest names it.
@@ -219,10 +230,6 @@ impl Fills {
     /// The store that is filled.
     pub fn store(&self) -> &Store {
         &self.inner.store
-    }
-
-    fn lock_blobs(&self) -> MutexGuard<'_, HashMap<Digest, entry::Entry>> {
-        self.inner.blobs.lock()
     }
 }
 

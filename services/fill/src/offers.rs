@@ -7,17 +7,16 @@
 //! the copy ends.
 
 use holdfast_api::fill::FillRequest;
-use holdfast_core::{Digest, ManifestRef};
+use holdfast_core::Digest;
 use holdfast_store::LockHolder;
+use holdfast_upstream::Login;
 use tokio::time::Instant;
 
 use super::{
-    Error, Fills, Result,
     candidates::{BEGIN_WITHIN, Candidate},
-    entry::{Entry, State},
-    request::NamedImage,
+    entry::Entry,
+    peers::Peers,
 };
-use holdfast_upstream::{Login, UpstreamRepository};
 
 /// The offers to one replica, in the process that waits for it.
 #[derive(Debug)]
@@ -43,14 +42,14 @@ impl Offers {
 
     /// Makes the next offer, if one is due. What is not taken is offered again later: the other
     /// replica may be about to begin.
-    pub(super) async fn make(&mut self, fills: &Fills, digest: &Digest, entry: &Entry) {
+    pub(super) async fn make(&mut self, peers: &Peers, digest: &Digest, entry: &Entry) {
         if Instant::now() < self.due || self.to.address.is_empty() {
             return;
         }
         let Some(candidate) = entry.candidates.to_offer(&self.to.id) else {
             return;
         };
-        let (peers, claim) = (&fills.inner.peers, candidate.claim);
+        let claim = candidate.claim;
         let request = request(&candidate, digest);
         if peers.offer(&self.to.address, digest, claim, &request).await {
             candidate.offered(&self.to.id);
@@ -68,42 +67,5 @@ fn request(candidate: &Candidate, digest: &Digest) -> FillRequest {
         credentials: source.logins.iter().map(Login::to_credential).collect(),
         priority: source.priority.level(),
         ..FillRequest::default()
-    }
-}
-
-impl Fills {
-    /// Takes a source that another replica offers for a copy that runs here. `false`: none runs, or
-    /// it takes no further sources.
-    ///
-    /// # Errors
-    /// Why the source is not valid.
-    pub(crate) fn take_offer(
-        &self,
-        digest: &Digest,
-        claim: Option<u64>,
-        request: &FillRequest,
-    ) -> Result<bool> {
-        let NamedImage {
-            source,
-            repo,
-            target,
-        } = NamedImage::of(&request.source, &request.credentials, request.priority)?;
-        if target != ManifestRef::Digest(digest.clone()) {
-            return Err(Error::Request("source: it names other content".to_owned()));
-        }
-        self.inner.sources.permit(&source.host)?;
-        let Some(entry) = self.lock_blobs().get(digest).cloned() else {
-            return Ok(false);
-        };
-        if matches!(*entry.state.borrow(), State::Elsewhere(_)) {
-            return Ok(false);
-        }
-        let level = source.priority.level();
-        self.inner.upstreams.raise(&entry.priority, level);
-        let source = UpstreamRepository {
-            priority: entry.priority.clone(),
-            ..source
-        };
-        Ok(entry.candidates.take(&source, &repo, claim).is_some())
     }
 }

@@ -12,7 +12,7 @@ use holdfast_api::fill::Priority;
 use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag, rewrite};
 
 use super::{
-    Error, Fills, Result, blob, candidates::Candidate, entry::State, image::repo_lock_name,
+    Error, Fills, Result, blob_copy, candidates::Candidate, entry::State, image::repo_lock_name,
     manifests::BlobClaims, peer_stream::PeerStream, pending_manifests::PendingManifest,
 };
 use crate::pull_through::{self, Freshness, PulledBlob};
@@ -240,7 +240,9 @@ impl Fills {
                         entry.waits(|| self.inner.upstreams.wait(&host));
                     }
                     let relay = PeerStream {
-                        fills: self.clone(),
+                        store: self.inner.store.clone(),
+                        copies: Arc::clone(&self.inner.copies),
+                        peers: Arc::clone(&self.inner.peers),
                         source,
                         repo: repo.clone(),
                         digest: digest.clone(),
@@ -272,10 +274,10 @@ impl Fills {
     ) -> (super::entry::Entry, Vec<Arc<Candidate>>) {
         let mut ours = Vec::new();
         let claims = named.claims();
-        let (mut entry, first) = self.begin(source, repo, digest, claims[0]);
+        let (mut entry, first) = self.inner.copies.begin(source, repo, digest, claims[0]);
         ours.extend(first);
         for claim in claims.into_iter().skip(1) {
-            let (joined, candidate) = self.begin(source, repo, digest, claim);
+            let (joined, candidate) = self.inner.copies.begin(source, repo, digest, claim);
             entry = joined;
             ours.extend(candidate);
         }
@@ -306,7 +308,12 @@ impl Fills {
     ) -> Result<bool> {
         match source {
             _ if named.is_stored => Ok(true),
-            Some(source) => self.authorize(source, digest).await.map(|()| true),
+            Some(source) => self
+                .inner
+                .copies
+                .authorize(source, digest)
+                .await
+                .map(|()| true),
             None => Ok(false),
         }
     }
@@ -320,7 +327,7 @@ impl Fills {
         seen: &mut HashSet<Digest>,
     ) -> Result<Option<BlobClaims>> {
         let deadline = Instant::now() + self.inner.settings.hold;
-        let locks = [repo_lock_name(repo), blob::lock_name(digest)];
+        let locks = [repo_lock_name(repo), blob_copy::lock_name(digest)];
         loop {
             let mut others = Vec::new();
             for lock in &locks {

@@ -1,14 +1,19 @@
 //! A blob that another replica fills, or filled a moment ago: streamed from that replica, and from
 //! any other one that has it if that replica dies.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use holdfast_core::{Digest, RepositoryName};
-use holdfast_store::{Hasher, PartialBlob};
+use holdfast_store::{Hasher, PartialBlob, Store};
 
-use super::{Error, Fills, Result, entry::State, peers::Answer};
+use super::{
+    Error, Result,
+    blob_copies::BlobCopies,
+    entry::State,
+    peers::{Answer, Peers},
+};
 use crate::pull_through::PeerBlob;
 use holdfast_runtime::time_limit::{TimeLimit, within};
 use holdfast_upstream::UpstreamRepository;
@@ -30,7 +35,9 @@ const COPIES: u32 = 3;
 /// A blob that another replica fills.
 #[derive(Clone)]
 pub(super) struct PeerStream {
-    pub(super) fills: Fills,
+    pub(super) store: Store,
+    pub(super) copies: Arc<BlobCopies>,
+    pub(super) peers: Arc<Peers>,
     pub(super) source: Option<UpstreamRepository>,
     pub(super) repo: RepositoryName,
     pub(super) digest: Digest,
@@ -264,7 +271,7 @@ impl Cursor {
             self.pause().await?;
         }
         let (at, relay) = (self.at(), &self.relay);
-        let store = &relay.fills.inner.store;
+        let store = &relay.store;
         let stored = if relay.authorized {
             store.open_blob(&relay.digest).await?
         } else {
@@ -278,7 +285,7 @@ impl Cursor {
             self.from = ReadSource::Stored(file);
             return Ok(());
         }
-        let (entry, ours) = relay.fills.begin(
+        let (entry, ours) = relay.copies.begin(
             relay.source.as_ref(),
             &relay.repo,
             &relay.digest,
@@ -313,7 +320,7 @@ impl Cursor {
             }
             State::Elsewhere(owner) => {
                 let repo = (!relay.authorized).then_some(&relay.repo);
-                let peers = &relay.fills.inner.peers;
+                let peers = &relay.peers;
                 let (digest, size) = (&relay.digest, relay.size);
                 let asked = peers.blob(&owner.address, digest, at, size, repo);
                 let answer = self.unanswered.run(asked).await;
@@ -337,7 +344,7 @@ impl Cursor {
             State::Done => {
                 self.pause().await?;
                 let relay = &mut self.relay;
-                let store = &relay.fills.inner.store;
+                let store = &relay.store;
                 let linked = store.repo_has_blob(&relay.repo, &relay.digest).await?;
                 if !relay.authorized && !linked && relay.source.is_some() {
                     relay.authorize().await?;
@@ -353,7 +360,7 @@ impl PeerStream {
     /// Asks the upstream whether these credentials may read the blob in this repository.
     async fn authorize(&mut self) -> Result<()> {
         if let Some(source) = &self.source {
-            self.fills.authorize(source, &self.digest).await?;
+            self.copies.authorize(source, &self.digest).await?;
             self.authorized = true;
         }
         Ok(())

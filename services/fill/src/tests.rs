@@ -1,11 +1,8 @@
 //! Fills against an upstream with faults: one process, two replicas on one volume, and what happens
 //! when things break.
 
-use std::{
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures::StreamExt;

@@ -213,7 +213,11 @@ async fn when_the_filler_dies_another_replica_takes_over_unnoticed() {
     let (announce, state) = tokio::sync::watch::channel(entry::State::Growing(incoming.reader()));
     let entry = entry::Entry::new(state, SharedPriority::default());
     entry.authorize(&repo);
-    one.fills.lock_blobs().insert(layer.clone(), entry);
+    one.fills
+        .inner
+        .copies
+        .running()
+        .insert(layer.clone(), entry);
 
     two.fills.manifest(&repo, &tag("1")).await.unwrap();
     let there = two.fills.blob(&repo, &layer).await.unwrap();
@@ -226,7 +230,7 @@ async fn when_the_filler_dies_another_replica_takes_over_unnoticed() {
     one.shutdown.cancel();
     one.task.abort();
     drop((incoming, announce));
-    one.fills.lock_blobs().clear();
+    one.fills.inner.copies.running().clear();
     drop(lock);
     while let Some(next) = stream.next().await {
         bytes.extend_from_slice(&next.unwrap());

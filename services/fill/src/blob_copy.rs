@@ -1,25 +1,22 @@
-//! The fill of one blob: one writer in the process and on the volume, resumed until verified, or
-//! given up with a reason.
-//!
-//! A repository may read a blob only after its own credentials fetched it, or after the upstream
-//! confirmed that they may. Bytes on the volume, or a copy for another repository, grant nothing.
+//! One copy of a blob: sources one after the other, resumed until the bytes are verified, or given
+//! up with a reason. While another replica copies it, this replica offers its sources to that one.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::FutureExt;
-use holdfast_core::{Digest, RepositoryName};
-use holdfast_store::{BlobIngest, Lock, LockAttempt};
+use holdfast_core::Digest;
+use holdfast_store::{BlobIngest, Lock, LockAttempt, LockHolder, Store};
+use holdfast_upstream::{self as upstream, BlobRequest, Body, Upstreams};
 use tokio::sync::watch;
 
 use super::{
-    Error, Fills, Result,
+    Error, Result,
     candidates::Candidate,
     entry::{Entry, State},
-    failures,
+    metrics::Metrics,
     offers::Offers,
+    peers::Peers,
 };
 use crate::limits::SPACE_EVERY_BYTES;
-use holdfast_upstream::{self as upstream, BlobRequest, Body, SharedPriority, UpstreamRepository};
 
 /// Attempts without progress before a source is given up.
 const ATTEMPTS: u32 = 3;
@@ -29,8 +26,6 @@ const STEP_BYTES: u64 = 64 << 10;
 const ROUNDS: u32 = 3;
 /// Interval between checks of a lock that another replica holds.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Checks for the link that another replica makes right after it copied a blob.
-const LINK_LOOKS: u32 = 5;
 
 /// The parts of a copy.
 struct Copy<'a> {
@@ -51,144 +46,33 @@ struct Round {
     alone: bool,
 }
 
-impl Fills {
-    /// Joins the fill of a blob in this process, or begins it, with a source and the size that its
-    /// manifest claims. A source that cannot join, because there are too many, waits for the
-    /// others.
-    pub(super) fn begin(
-        &self,
-        source: Option<&UpstreamRepository>,
-        repo: &RepositoryName,
-        digest: &Digest,
-        claim: Option<u64>,
-    ) -> (Entry, Option<Arc<Candidate>>) {
-        let mut blobs = self.lock_blobs();
-        let join = |entry: &Entry| {
-            let source = UpstreamRepository {
-                priority: entry.priority.clone(),
-                ..source?.clone()
-            };
-            entry.candidates.join(&source, repo, claim)
-        };
-        if let Some(running) = blobs.get(digest).cloned() {
-            drop(blobs);
-            if let Some(source) = source {
-                let upstreams = &self.inner.upstreams;
-                upstreams.join(&running.priority, &source.priority);
-            }
-            let candidate = join(&running);
-            return (running, candidate);
-        }
-        let (announce, state) = watch::channel(State::Starting);
-        let priority =
-            source.map_or_else(SharedPriority::default, |source| source.priority.clone());
-        let entry = Entry::new(state, priority);
-        let candidate = join(&entry);
-        blobs.insert(digest.clone(), entry.clone());
-        let (fills, digest, ours) = (self.clone(), digest.clone(), entry.clone());
-        // A task of its own: every request may leave.
-        tokio::spawn(async move {
-            // A panic must remove the entry: every later request would join it.
-            let copy = fills.run(&digest, &ours, &announce);
-            let result = AssertUnwindSafe(copy)
-                .catch_unwind()
-                .await
-                .unwrap_or(Err(Error::Store("panic")));
-            ours.candidates.end(&result);
-            fills.link(&digest, &ours, result.is_ok()).await;
-            fills.lock_blobs().remove(&digest);
-            let label = result.as_ref().map_or_else(Error::label, |()| "ok");
-            fills.inner.metrics.ended("blob", label);
-            match result {
-                Ok(()) => announce.send_replace(State::Done),
-                Err(error) => {
-                    failures::log_blob(&fills.inner.upstreams, &digest, &error);
-                    announce.send_replace(State::Failed(error))
-                }
-            };
-        });
-        (entry, candidate)
-    }
+/// What a copy of a blob works with.
+pub(super) struct Copier {
+    pub(super) store: Store,
+    pub(super) upstreams: Upstreams,
+    pub(super) peers: Arc<Peers>,
+    pub(super) metrics: Metrics,
+    /// What other replicas read in the locks of this one.
+    pub(super) owner: LockHolder,
+    /// First pause before a broken copy is continued; doubles.
+    pub(super) retry: Duration,
+}
 
-    /// Links the copied blob into every repository that may read it.
-    async fn link(&self, digest: &Digest, entry: &Entry, is_stored: bool) {
-        for repo in entry.close().iter().filter(|_| is_stored) {
-            if let Err(error) = self.inner.store.link_blob(repo, digest).await {
-                tracing::warn!(image.digest = %digest, %error, "a copied blob was not linked");
-            }
-        }
-    }
-
-    /// Fills a blob for a repository, waits for its end and links it. A fill that another request
-    /// began with other credentials is tried again with those of this one.
-    pub(super) async fn complete(
-        &self,
-        source: &UpstreamRepository,
-        repo: &RepositoryName,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<()> {
-        let store = &self.inner.store;
-        loop {
-            if let Some(found) = store.stat_blob(digest).await? {
-                has_size(digest, size, found)?;
-                if !store.repo_has_blob(repo, digest).await? {
-                    self.authorize(source, digest).await?;
-                    store.link_blob(repo, digest).await?;
-                }
-                return Ok(());
-            }
-            let (entry, candidate) = self.begin(Some(source), repo, digest, Some(size));
-            let ended = match &candidate {
-                Some(candidate) => tokio::select! {
-                    biased;
-                    error = candidate.given_up() => return Err(error),
-                    ended = entry.ended() => ended,
-                },
-                None => entry.ended().await,
-            };
-            match ended {
-                // Whether it has this manifest's size is looked at above.
-                Some(Ok(())) if entry.is_authorized(repo) => store.link_blob(repo, digest).await?,
-                // Another replica's work, perhaps for this very repository: then it links it.
-                Some(Ok(())) => {
-                    for _ in 0..LINK_LOOKS {
-                        if store.repo_has_blob(repo, digest).await? {
-                            break;
-                        }
-                        tokio::time::sleep(POLL_INTERVAL).await;
-                    }
-                }
-                // Of a copy that this source was no part of.
-                Some(Err(_)) => {}
-                None => return Err(Error::Unavailable("shutting down".to_owned())),
-            }
-        }
-    }
-
-    /// Asks the upstream whether the source's credentials may read a blob.
-    pub(super) async fn authorize(
-        &self,
-        source: &UpstreamRepository,
-        digest: &Digest,
-    ) -> Result<()> {
-        self.inner.upstreams.has_blob(source, digest).await?;
-        Ok(())
-    }
-
-    async fn run(
+impl Copier {
+    /// Copies a blob, or waits while another replica does, until it is stored or given up.
+    pub(super) async fn run(
         &self,
         digest: &Digest,
         entry: &Entry,
         announce: &watch::Sender<State>,
     ) -> Result<()> {
-        let (name, store) = (lock_name(digest), &self.inner.store);
+        let (name, store) = (lock_name(digest), &self.store);
         let mut offers: Option<Offers> = None;
         loop {
             if store.stat_blob(digest).await?.is_some() {
                 return Ok(());
             }
-            match store.try_lock(&name, &self.inner.owner).await? {
+            match store.try_lock(&name, &self.owner).await? {
                 LockAttempt::Contended(owner) => {
                     announce.send_if_modified(|state| {
                         let changed = !matches!(state, State::Elsewhere(known) if *known == owner);
@@ -201,7 +85,7 @@ impl Fills {
                         Some(offers) if offers.are_for(&owner) => offers,
                         others => others.insert(Offers::new(owner)),
                     };
-                    let made = offers.make(self, digest, entry);
+                    let made = offers.make(&self.peers, digest, entry);
                     tokio::join!(tokio::time::sleep(POLL_INTERVAL), made);
                 }
                 LockAttempt::Acquired(lock) => {
@@ -230,7 +114,7 @@ impl Fills {
     /// Copies from one source after the other, until the bytes are right or no source is left.
     async fn download(&self, copy: &Copy<'_>) -> Result<CopyOutcome> {
         let Copy { digest, entry, .. } = *copy;
-        self.inner.store.check_write(0).await?;
+        self.store.check_write(0).await?;
         let (mut round, mut avoid) = (Round::default(), Vec::new());
         let mut incoming = self.open(copy, &mut round).await?;
         let mut last = Error::NotAllowed;
@@ -304,7 +188,7 @@ impl Fills {
             // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets
             // its chance to send it whole.
             let rate = if let ([sender], false) = (senders.as_slice(), round.kept) {
-                self.inner.upstreams.quarantine(sender, digest);
+                self.upstreams.quarantine(sender, digest);
                 0
             } else {
                 upstream::flow::SLOW
@@ -329,11 +213,11 @@ impl Fills {
             }
             was_growing
         });
-        let incoming = self.inner.store.ingest_blob(copy.digest).await?;
+        let incoming = self.store.ingest_blob(copy.digest).await?;
         round.senders.clear();
         round.kept = incoming.offset() > 0;
         if round.kept {
-            self.inner.metrics.resumed.inc();
+            self.metrics.resumed.inc();
         }
         Ok(incoming)
     }
@@ -369,7 +253,7 @@ impl Fills {
             };
             let opened = tokio::select! {
                 biased;
-                opened = self.inner.upstreams.blob(&candidate.source, wanted) => opened,
+                opened = self.upstreams.blob(&candidate.source, wanted) => opened,
                 rate = entry.candidates.elsewhere(None, round.alone) => {
                     return SourceOutcome::Slow(rate);
                 }
@@ -419,15 +303,19 @@ impl Fills {
                 error = %failure,
                 "the copy broke off and continues"
             );
-            tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
+            tokio::time::sleep(self.retry * 2_u32.pow(attempts)).await;
         }
     }
 
     /// All bytes were there already, fetched with unknown credentials.
     async fn all_there(&self, copy: &Copy<'_>, candidate: &Candidate) -> SourceOutcome {
         if !copy.entry.is_authorized(&candidate.repo) {
-            if let Err(error) = self.authorize(&candidate.source, copy.digest).await {
-                return SourceOutcome::Failed(error);
+            if let Err(error) = self
+                .upstreams
+                .has_blob(&candidate.source, copy.digest)
+                .await
+            {
+                return SourceOutcome::Failed(error.into());
             }
             copy.entry.authorize(&candidate.repo);
         }
@@ -462,7 +350,7 @@ impl Fills {
         // By the size that the upstream announces: the size that a manifest claims is unverified,
         // and claiming it costs nothing.
         let needed = total.unwrap_or(before) - before;
-        if let Err(error) = self.inner.store.check_write(needed).await {
+        if let Err(error) = self.store.check_write(needed).await {
             let error = no_room(digest, needed, error);
             return BodyOutcome::Ended(SourceOutcome::Failed(error));
         }
@@ -515,7 +403,7 @@ impl Fills {
             let mut kept = incoming.append(bytes).await;
             if kept.is_ok() && unchecked >= SPACE_EVERY_BYTES {
                 unchecked = 0;
-                kept = self.inner.store.check_write(0).await;
+                kept = self.store.check_write(0).await;
             }
             match kept {
                 Ok(()) => {}
@@ -523,19 +411,6 @@ impl Fills {
             }
         }
     }
-}
-
-/// Compares the size of a stored blob, which its digest proves, with what a manifest claims.
-///
-/// # Errors
-/// [`Error::Invalid`] when the claim is wrong.
-fn has_size(digest: &Digest, claim: u64, found: u64) -> Result<()> {
-    if claim == found {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "{digest} has {found} bytes, its manifest says {claim}"
-    )))
 }
 
 fn no_room(digest: &Digest, needed: u64, error: holdfast_store::Error) -> Error {
