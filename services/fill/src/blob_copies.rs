@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{
     Error, Result,
-    blob_copy::Copier,
+    blob_copy::BlobCopier,
     candidates::Candidate,
     entry::{Entry, State},
     failures,
@@ -41,12 +41,12 @@ pub(crate) enum Growing {
 
 /// The copies of blobs that run in this process, one for each digest.
 pub(super) struct BlobCopies {
-    copier: Copier,
+    copier: BlobCopier,
     running: Mutex<HashMap<Digest, Entry>>,
 }
 
 impl BlobCopies {
-    pub(super) fn new(copier: Copier) -> Self {
+    pub(super) fn new(copier: BlobCopier) -> Self {
         Self {
             copier,
             running: Mutex::default(),

@@ -15,6 +15,7 @@ use super::{
     metrics::Metrics,
     offers::Offers,
     peers::Peers,
+    replicas::blob_lock_name,
 };
 use crate::limits::SPACE_EVERY_BYTES;
 
@@ -47,7 +48,7 @@ struct Round {
 }
 
 /// What a copy of a blob works with.
-pub(super) struct Copier {
+pub(super) struct BlobCopier {
     pub(super) store: Store,
     pub(super) upstreams: Upstreams,
     pub(super) peers: Arc<Peers>,
@@ -58,7 +59,7 @@ pub(super) struct Copier {
     pub(super) retry: Duration,
 }
 
-impl Copier {
+impl BlobCopier {
     /// Copies a blob, or waits while another replica does, until it is stored or given up.
     pub(super) async fn run(
         &self,
@@ -66,7 +67,7 @@ impl Copier {
         entry: &Entry,
         announce: &watch::Sender<State>,
     ) -> Result<()> {
-        let (name, store) = (lock_name(digest), &self.store);
+        let (name, store) = (blob_lock_name(digest), &self.store);
         let mut offers: Option<Offers> = None;
         loop {
             if store.stat_blob(digest).await?.is_some() {
@@ -420,11 +421,6 @@ fn no_room(digest: &Digest, needed: u64, error: holdfast_store::Error) -> Error 
         )),
         error => error.into(),
     }
-}
-
-/// The name of the lock of a blob's one filler.
-pub(super) fn lock_name(digest: &Digest) -> String {
-    format!("blob-{}-{}", digest.algorithm(), digest.hex())
 }
 
 /// How a source ended.

@@ -4,7 +4,7 @@
 //! Served with mutual TLS on a listener of its own; every caller is the controller or a replica.
 //! Knows nothing of clients.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -49,8 +49,9 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let needs_identity = tls.is_some();
+    let fills = Arc::new(fills);
     let service = server::service_fn(move |request: Request<RequestBody>| {
-        let fills = fills.clone();
+        let fills = Arc::clone(&fills);
         async move { Ok::<_, Infallible>(answer(&fills, needs_identity, request).await) }
     });
     server::serve(listener, tls, service, limits(), shutdown).await;

@@ -8,82 +8,80 @@
 
 mod blob_copies;
 mod blob_copy;
+mod blob_pulls;
 mod candidates;
+mod compared_tags;
 mod entry;
 mod error;
 mod failures;
 mod fan_out;
 mod grants;
-mod image;
+mod image_copy;
+mod image_fills;
 pub mod internal;
 pub mod limits;
 mod lists;
+mod manifest_pulls;
 mod manifests;
 pub mod metrics;
 mod names;
 mod offers;
-mod on_demand;
 mod peer_stream;
 mod peers;
 mod pending_manifests;
 pub mod pull_through;
+mod replicas;
 mod request;
-mod revalidate;
 mod settings;
 mod sources;
+mod tag_checks;
 mod tally;
 mod wanted;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use futures::future::{BoxFuture, Shared};
+use futures::future::BoxFuture;
 use holdfast_api::{
     access::{Access, AccessRequest},
     fill::{FillRequest, FillResult},
 };
-use holdfast_core::{Digest, ManifestRef, RepositoryName};
+use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag};
 use holdfast_store::{LockHolder, Store};
-use parking_lot::Mutex;
+use holdfast_upstream::{Referrer, Upstreams};
 
 use blob_copies::{BlobCopies, Growing};
-use blob_copy::Copier;
+use blob_copy::BlobCopier;
+use blob_pulls::BlobPulls;
+use compared_tags::ComparedTags;
 pub use error::{Error, Result};
-use holdfast_upstream::{Interest, Login, SharedPriority, Upstreams};
+use image_copy::ImageCopier;
+use image_fills::ImageFills;
+use lists::Lists;
+use manifest_pulls::ManifestPulls;
 use manifests::Manifests;
 pub use metrics::Metrics;
 pub use peers::Peers;
+use pull_through::{Freshness, Listed, PullThrough, PulledBlob};
+use replicas::Replicas;
 use request::NamedImage;
-use revalidate::Checks;
 pub use settings::Settings;
 use sources::Sources;
-
-/// Fills are deduplicated by repository, reference, platforms and credentials, so one tenant's
-/// credentials never serve another.
-type ImageKey = (RepositoryName, String, Vec<String>, Vec<Login>);
-type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
-/// A fill of an image that runs, its priority, and the requests that wait for it.
-type RunningImage = (ImageFill, SharedPriority, Arc<Interest>);
+use tag_checks::TagChecks;
 
 /// All fills of a process. Clones share everything.
 #[derive(Clone)]
 pub struct Fills {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
     store: Store,
     upstreams: Upstreams,
-    metrics: Metrics,
-    owner: LockHolder,
-    peers: Arc<Peers>,
-    settings: Settings,
+    metrics: Arc<Metrics>,
     manifests: Arc<Manifests>,
     sources: Arc<Sources>,
     copies: Arc<BlobCopies>,
-    images: Mutex<HashMap<ImageKey, RunningImage>>,
-    checks: Mutex<Checks>,
-    lists: lists::Lists,
-    streams: fan_out::Streams,
+    images: Arc<ImageFills>,
+    tag_checks: Arc<TagChecks>,
+    lists: Arc<Lists>,
+    manifest_pulls: Arc<ManifestPulls>,
+    blob_pulls: Arc<BlobPulls>,
 }
 
 impl Fills {
@@ -104,30 +102,68 @@ impl Fills {
         let peers = Arc::new(peers);
         let manifests = Arc::new(Manifests::new(store.clone()));
         let sources = Sources::new(upstreams.clone(), Arc::clone(&manifests), &settings);
-        let copies = BlobCopies::new(Copier {
+        let sources = Arc::new(sources);
+        let replicas = Replicas::new(store.clone(), owner.clone(), Arc::clone(&peers));
+        let replicas = Arc::new(replicas);
+        let copies = Arc::new(BlobCopies::new(BlobCopier {
             store: store.clone(),
             upstreams: upstreams.clone(),
-            peers: Arc::clone(&peers),
+            peers,
             metrics: metrics.clone(),
             owner: owner.clone(),
             retry: settings.retry,
-        });
+        }));
+        let compared = Arc::<ComparedTags>::default();
+        let copier = ImageCopier {
+            store: store.clone(),
+            upstreams: upstreams.clone(),
+            manifests: Arc::clone(&manifests),
+            sources: Arc::clone(&sources),
+            copies: Arc::clone(&copies),
+            compared: Arc::clone(&compared),
+            owner,
+        };
+        let images = Arc::new(ImageFills::new(copier, metrics.clone()));
+        let tag_checks = TagChecks::new(
+            (upstreams.clone(), metrics.clone()),
+            Arc::clone(&sources),
+            Arc::clone(&images),
+            compared,
+            &settings,
+        );
+        let lists = Lists::new(upstreams.clone(), Arc::clone(&sources), &settings);
+        let manifest_pulls = ManifestPulls {
+            upstreams: upstreams.clone(),
+            manifests: Arc::clone(&manifests),
+            sources: Arc::clone(&sources),
+            images: Arc::clone(&images),
+            replicas: Arc::clone(&replicas),
+            platforms: settings.platforms,
+            hold: settings.hold,
+            has_controller: settings.has_controller,
+        };
+        let blob_pulls = BlobPulls {
+            store: store.clone(),
+            upstreams: upstreams.clone(),
+            manifests: Arc::clone(&manifests),
+            sources: Arc::clone(&sources),
+            copies: Arc::clone(&copies),
+            replicas,
+            streams: fan_out::Streams::default(),
+            hold: settings.hold,
+        };
         Self {
-            inner: Arc::new(Inner {
-                store,
-                metrics,
-                upstreams,
-                owner,
-                peers,
-                manifests,
-                sources: Arc::new(sources),
-                settings,
-                copies: Arc::new(copies),
-                images: Mutex::default(),
-                checks: Mutex::default(),
-                lists: lists::Lists::default(),
-                streams: fan_out::Streams::default(),
-            }),
+            store,
+            upstreams,
+            metrics: Arc::new(metrics),
+            manifests,
+            sources,
+            copies,
+            images,
+            tag_checks: Arc::new(tag_checks),
+            lists: Arc::new(lists),
+            manifest_pulls: Arc::new(manifest_pulls),
+            blob_pulls: Arc::new(blob_pulls),
         }
     }
 
@@ -138,18 +174,21 @@ impl Fills {
     /// Why the image is not local.
     pub async fn fill(&self, request: &FillRequest) -> Result<FillResult> {
         let image = NamedImage::of(&request.source, &request.credentials, request.priority)?;
-        let sources = &self.inner.sources;
-        let permitted = sources.permit(&image.source.host);
-        sources.grant(&image);
+        let permitted = self.sources.permit(&image.source.host);
+        self.sources.grant(&image);
         let NamedImage {
             source,
             repo,
             target,
         } = image;
-        if let Some(local) = self.local(&repo, &target, &request.platforms).await? {
+        if let Some(local) = self
+            .images
+            .local(&repo, &target, &request.platforms)
+            .await?
+        {
             let moved = match (&target, request.revalidate && permitted.is_ok()) {
                 (ManifestRef::Tag(tag), true) => {
-                    match self.inner.upstreams.revalidate(&source, tag.as_str()).await {
+                    match self.upstreams.revalidate(&source, tag.as_str()).await {
                         Ok(current) => current.as_str() != local.digest,
                         // Asked and not answered: what is local stays good.
                         Err(_) => false,
@@ -159,15 +198,16 @@ impl Fills {
             };
             if !moved {
                 if let Ok(digest) = Digest::parse(&local.digest) {
-                    sources.record_root(&source, &repo, &target, &digest);
+                    self.sources.record_root(&source, &repo, &target, &digest);
                 }
                 return Ok(local);
             }
         }
         permitted?;
         // This request is explicit, and its caller pauses after each refusal.
-        self.inner.upstreams.ask_again(&source, &target.to_string());
-        self.image(&source, &repo, &target, &request.platforms)
+        self.upstreams.ask_again(&source, &target.to_string());
+        self.images
+            .fill(&source, &repo, &target, &request.platforms)
             .await
     }
 
@@ -176,13 +216,13 @@ impl Fills {
     /// # Errors
     /// [`Error::Request`] when the source is malformed.
     pub async fn access(&self, request: &AccessRequest) -> Result<Access> {
-        self.inner.sources.access(request).await
+        self.sources.access(request).await
     }
 
     /// What another replica may read of a blob that this process copies, for a repository if one is
     /// named.
     pub(crate) fn growing(&self, digest: &Digest, repo: Option<&RepositoryName>) -> Growing {
-        self.inner.copies.growing(digest, repo)
+        self.copies.growing(digest, repo)
     }
 
     /// Takes a source that another replica offers for a copy that runs here. `false`: none runs, or
@@ -204,18 +244,18 @@ impl Fills {
         if target != ManifestRef::Digest(digest.clone()) {
             return Err(Error::Request("source: it names other content".to_owned()));
         }
-        self.inner.sources.permit(&source.host)?;
-        Ok(self.inner.copies.take_offer(digest, claim, source, &repo))
+        self.sources.permit(&source.host)?;
+        Ok(self.copies.take_offer(digest, claim, source, &repo))
     }
 
     /// The sizes that manifests on their way here claim for a blob; none: no manifest names it.
     pub(crate) fn named_here(&self, repo: &RepositoryName, digest: &Digest) -> Vec<u64> {
-        self.inner.manifests.pending_sizes(repo, digest)
+        self.manifests.pending_sizes(repo, digest)
     }
 
     /// The metrics of fills and upstreams.
     pub fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+        &self.metrics
     }
 
     /// A manifest that this process has verified and not stored yet, with its media type.
@@ -224,12 +264,65 @@ impl Fills {
         repo: &RepositoryName,
         reference: &ManifestRef,
     ) -> Option<pending_manifests::PendingManifest> {
-        self.inner.manifests.pending(repo, reference)
+        self.manifests.pending(repo, reference)
     }
 
     /// The store that is filled.
     pub fn store(&self) -> &Store {
-        &self.inner.store
+        &self.store
+    }
+}
+
+impl PullThrough for Fills {
+    fn fetches(&self, repo: &RepositoryName) -> bool {
+        self.sources.fetches(repo)
+    }
+
+    fn manifest<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        reference: &'a ManifestRef,
+    ) -> BoxFuture<'a, Result<pull_through::Manifest>> {
+        Box::pin(async move {
+            let entry = self.manifest_pulls.manifest(repo, reference).await?;
+            Ok(pull_through::Manifest {
+                digest: entry.digest,
+                bytes: entry.bytes,
+            })
+        })
+    }
+
+    fn blob<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<PulledBlob>> {
+        Box::pin(self.blob_pulls.blob(repo, digest))
+    }
+
+    fn served(&self, kind: &'static str, is_hit: bool, bytes: u64) {
+        self.metrics.proxy.served(kind, is_hit, bytes);
+    }
+
+    fn tags<'a>(&'a self, repo: &'a RepositoryName) -> BoxFuture<'a, Listed<Tag>> {
+        Box::pin(self.lists.tags(repo))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        subject: &'a Digest,
+    ) -> BoxFuture<'a, Listed<Referrer>> {
+        Box::pin(self.lists.referrers(repo, subject))
+    }
+
+    fn revalidate<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        tag: &'a Tag,
+        local: &'a Digest,
+    ) -> BoxFuture<'a, Freshness> {
+        Box::pin(self.tag_checks.revalidate(repo, tag, local))
     }
 }
 

@@ -11,10 +11,10 @@ use std::{
 use holdfast_core::{Digest, RepositoryName, Tag};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::Fills;
+use super::{settings::Settings, sources::Sources};
 use crate::{limits::UPSTREAM_LISTS_BYTES, pull_through::Listed};
 use holdfast_core::shares::Shares;
-use holdfast_upstream::{Error, Pages, Referrer, Result};
+use holdfast_upstream::{Error, Pages, Referrer, Result, Upstreams};
 
 /// How long a list counts as fresh.
 const FRESH: Duration = Duration::from_secs(30);
@@ -145,50 +145,61 @@ impl<K: Clone + Eq + Hash, T> ListCache<K, T> {
     }
 }
 
-/// What upstreams listed.
-#[derive(Debug, Default)]
+/// What upstreams list.
 pub(super) struct Lists {
+    upstreams: Upstreams,
+    sources: Arc<Sources>,
+    has_controller: bool,
     tags: ListCache<RepositoryName, Tag>,
     referrers: ListCache<(RepositoryName, Digest), Referrer>,
 }
 
-impl Fills {
+impl Lists {
+    pub(super) fn new(upstreams: Upstreams, sources: Arc<Sources>, settings: &Settings) -> Self {
+        Self {
+            upstreams,
+            sources,
+            has_controller: settings.has_controller,
+            tags: ListCache::default(),
+            referrers: ListCache::default(),
+        }
+    }
+
     /// The tags that the upstream of a repository has.
-    pub(super) async fn list_tags(&self, repo: &RepositoryName) -> Listed<Tag> {
-        let Some(source) = self.inner.sources.of_lists(repo) else {
+    pub(super) async fn tags(&self, repo: &RepositoryName) -> Listed<Tag> {
+        let Some(source) = self.sources.of_lists(repo) else {
             return self.not_asked();
         };
-        let upstreams = &self.inner.upstreams;
         let ask = async {
-            match upstreams.tags(&source).await {
+            match self.upstreams.tags(&source).await {
                 // It has no such repository, which is an answer.
                 Err(Error::NotFound) => Ok(Pages::default()),
                 found => found,
             }
         };
         let host = source.host.to_string();
-        Box::pin(self.inner.lists.tags.get(repo, &host, ask)).await
+        Box::pin(self.tags.get(repo, &host, ask)).await
     }
 
-    /// Who refers to a manifest at the upstream of a repository.
-    pub(super) async fn list_referrers(
+    /// The referrers of a manifest at the upstream of a repository.
+    pub(super) async fn referrers(
         &self,
         repo: &RepositoryName,
         subject: &Digest,
     ) -> Listed<Referrer> {
-        let Some(source) = self.inner.sources.of_lists(repo) else {
+        let Some(source) = self.sources.of_lists(repo) else {
             return self.not_asked();
         };
         let key = (repo.clone(), subject.clone());
-        let ask = self.inner.upstreams.referrers(&source, subject);
+        let ask = self.upstreams.referrers(&source, subject);
         let host = source.host.to_string();
-        Box::pin(self.inner.lists.referrers.get(&key, &host, ask)).await
+        Box::pin(self.referrers.get(&key, &host, ask)).await
     }
 
     /// What is known of a list that no upstream may be asked for. Where no controller can name the
     /// upstream, what is here is all.
     fn not_asked<T>(&self) -> Listed<T> {
-        if self.inner.settings.has_controller {
+        if self.has_controller {
             Listed::unknown(
                 "the upstream is not listed in upstreams, and nothing asks for this repository",
             )

@@ -332,7 +332,7 @@ impl Manifests {
         };
         budget.0 = budget.0.saturating_sub(bytes);
         let summary = Arc::new(summary);
-        self.names.insert(key, Arc::clone(&summary));
+        self.names.insert(repo, key, &summary);
         Some(summary)
     }
 }

@@ -76,10 +76,15 @@ impl Names {
         self.held().get(key).map(Arc::clone)
     }
 
-    pub(super) fn insert(&self, key: (RepositoryName, Digest), summary: Arc<Summary>) {
-        let (repo, cost) = (key.0.clone(), summary.cost());
-        self.held()
-            .insert(&repo, key, (summary, cost), Instant::now());
+    /// Remembers what a manifest of a repository names.
+    pub(super) fn insert(
+        &self,
+        repo: &RepositoryName,
+        key: (RepositoryName, Digest),
+        summary: &Arc<Summary>,
+    ) {
+        let entry = (Arc::clone(summary), summary.cost());
+        self.held().insert(repo, key, entry, Instant::now());
     }
 
     pub(super) fn summary(&self, manifest: &Manifest) -> Summary {

@@ -4,13 +4,18 @@ use std::collections::HashSet;
 
 use holdfast_core::{
     Digest,
-    oci::{IMAGE_MANIFEST_BYTES, IMAGE_MANIFESTS},
+    oci::{IMAGE_MANIFEST_BYTES, IMAGE_MANIFESTS, Manifest, Platform},
 };
 
-use super::{Error, Result, wanted::Part};
+use super::{
+    Error, Result,
+    wanted::{self, Part},
+};
 
 /// Missing parts of an image that are listed by name.
-pub(super) const NAMED: usize = 16;
+const NAMED: usize = 16;
+/// Why entries of an index are not held.
+pub(super) const TOO_DEEP: &str = "indexes in it are nested too deeply";
 
 /// The size of an image as its manifests claim it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -68,6 +73,14 @@ impl Tally {
             self.missing.push(format!("{what}: {why}"));
         }
     }
+}
+
+/// The wanted platforms that an index has nothing for, for people.
+pub(super) fn in_no_index(manifest: &Manifest, wanted: &[Platform]) -> Vec<String> {
+    let lacking = wanted::lacking(manifest, wanted).into_iter().take(NAMED);
+    lacking
+        .map(|platform| format!("{platform}: the index has none"))
+        .collect()
 }
 
 fn too_many() -> Error {

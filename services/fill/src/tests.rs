@@ -14,8 +14,7 @@ use holdfast_store::Options;
 use holdfast_testkit::{Auth, Fault, Image, ImageBuilder, Upstream, eventually, faults::Kind};
 
 use super::*;
-use crate::pull_through::{PullThrough as _, PulledBlob};
-use holdfast_upstream::Timeouts;
+use holdfast_upstream::{SharedPriority, Timeouts};
 
 mod access;
 mod busy;

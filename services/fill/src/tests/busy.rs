@@ -56,7 +56,7 @@ async fn a_copy_that_another_replica_took_over_ends_with_its_blob() {
     let lock = registry
         .store()
         .layout()
-        .lock(&blob_copy::lock_name(&layer));
+        .lock(&crate::replicas::blob_lock_name(&layer));
     let other = r#"{"address":"127.0.0.1:1","id":"other","token":"other"}"#;
     std::fs::write(&lock, other).unwrap();
     // The next beat finds out.

@@ -23,7 +23,7 @@ async fn manifests_are_read_once_for_all_blobs_that_they_do_not_name() {
     for number in 0..3 {
         // From the second one on nobody may read a manifest.
         let readers = u32::try_from(MANIFESTS_READ).unwrap();
-        let held = registry.inner.manifests.readers().acquire_many(readers);
+        let held = registry.manifests.readers().acquire_many(readers);
         let held = if number > 0 { held.await.ok() } else { None };
         let found = ask(&registry, &upstream, &unnamed(number)).await;
         assert!(matches!(found, Err(Error::NotFound)), "{found:?}");
@@ -42,13 +42,12 @@ async fn so_many_manifests_are_read_at_once_and_further_ones_wait() {
     registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
     let readers = u32::try_from(MANIFESTS_READ).unwrap();
     let held = registry
-        .inner
         .manifests
         .readers()
         .acquire_many(readers)
         .await
         .unwrap();
-    assert_eq!(registry.inner.manifests.readers().available_permits(), 0);
+    assert_eq!(registry.manifests.readers().available_permits(), 0);
     let unnamed = digest(&format!("sha256:{:064x}", 1));
     let mut asked = std::pin::pin!(ask(&registry, &upstream, &unnamed));
     let early = tokio::time::timeout(Duration::from_millis(200), &mut asked).await;
@@ -68,22 +67,19 @@ async fn a_request_reads_so_many_bytes_of_manifests() {
     let (repo, manifest) = (repo(&upstream), digest(&image.digest));
     let mut budget = Budget(0);
     let found = registry
-        .inner
         .manifests
         .summary(&repo, &manifest, &mut budget)
         .await;
     assert!(found.is_none(), "nothing is left");
     budget.0 = 1;
     let found = registry
-        .inner
         .manifests
         .summary(&repo, &manifest, &mut budget)
         .await;
-    let hash = registry.inner.manifests.hash(&digest(&image.layers[0]));
+    let hash = registry.manifests.hash(&digest(&image.layers[0]));
     assert!(found.unwrap().names(hash));
     assert_eq!(budget.0, 0);
     let again = registry
-        .inner
         .manifests
         .summary(&repo, &manifest, &mut budget)
         .await;

@@ -5,6 +5,7 @@ use holdfast_testkit::server;
 
 struct Replica {
     fills: Fills,
+    owner: LockHolder,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -16,7 +17,7 @@ async fn replica(folder: &Path, upstream: &Upstream, listed: bool, id: &str) -> 
         address: address.to_string(),
         id: id.to_owned(),
     };
-    let fills = fills_at(folder, upstream, listed, owner, Peers::plain()).await;
+    let fills = fills_at(folder, upstream, listed, owner.clone(), Peers::plain()).await;
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(internal::serve(
         listener,
@@ -26,6 +27,7 @@ async fn replica(folder: &Path, upstream: &Upstream, listed: bool, id: &str) -> 
     ));
     Replica {
         fills,
+        owner,
         shutdown,
         task,
     }
@@ -196,10 +198,7 @@ async fn when_the_filler_dies_another_replica_takes_over_unnoticed() {
     let lock = one
         .fills
         .store()
-        .try_lock(
-            &format!("blob-sha256-{}", layer.hex()),
-            &one.fills.inner.owner,
-        )
+        .try_lock(&format!("blob-sha256-{}", layer.hex()), &one.owner)
         .await
         .unwrap();
     let holdfast_store::LockAttempt::Acquired(lock) = lock else {
@@ -213,11 +212,7 @@ async fn when_the_filler_dies_another_replica_takes_over_unnoticed() {
     let (announce, state) = tokio::sync::watch::channel(entry::State::Growing(incoming.reader()));
     let entry = entry::Entry::new(state, SharedPriority::default());
     entry.authorize(&repo);
-    one.fills
-        .inner
-        .copies
-        .running()
-        .insert(layer.clone(), entry);
+    one.fills.copies.running().insert(layer.clone(), entry);
 
     two.fills.manifest(&repo, &tag("1")).await.unwrap();
     let there = two.fills.blob(&repo, &layer).await.unwrap();
@@ -230,7 +225,7 @@ async fn when_the_filler_dies_another_replica_takes_over_unnoticed() {
     one.shutdown.cancel();
     one.task.abort();
     drop((incoming, announce));
-    one.fills.inner.copies.running().clear();
+    one.fills.copies.running().clear();
     drop(lock);
     while let Some(next) = stream.next().await {
         bytes.extend_from_slice(&next.unwrap());

@@ -2,7 +2,6 @@
 //! does not tell.
 
 use super::*;
-use crate::pull_through::Freshness;
 
 fn checking(tag_fresh: Duration) -> Settings {
     Settings {

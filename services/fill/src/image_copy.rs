@@ -1,31 +1,33 @@
-//! The fill of an image: what is fetched in which order, and in which order it becomes visible.
+//! One copy of an image: what is fetched in which order, and in which order it becomes visible.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::sync::Arc;
 
-use futures::{FutureExt, future::BoxFuture, stream, stream::TryStreamExt};
+use futures::{future::BoxFuture, stream, stream::TryStreamExt};
 use holdfast_api::fill::FillResult;
 use holdfast_core::{
     Digest, ManifestRef, RepositoryName,
     oci::{IMAGE_DEPTH, Manifest, Platform},
 };
-
-use holdfast_store::LockAttempt;
+use holdfast_store::{LockAttempt, LockHolder, Store};
+use holdfast_upstream::{self as upstream, Reserved, UpstreamRepository, Upstreams};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use super::{
-    Error, Fills, ImageFill, ImageKey, Result, failures,
-    tally::{NAMED, Tally},
+    Error, Result,
+    blob_copies::BlobCopies,
+    compared_tags::ComparedTags,
+    manifests::Manifests,
+    replicas::repo_lock_name,
+    sources::Sources,
+    tally::{TOO_DEEP, Tally, in_no_index},
     wanted::{self, Part},
 };
 use crate::limits::IMAGE_AT_ONCE;
-use holdfast_upstream::{self as upstream, Interest, Reserved, UpstreamRepository};
 
 /// Parts of a manifest that are held in memory while they are copied; the others wait on the
 /// volume.
 const PAGE: usize = 64;
-/// Why entries of an index are not held.
-const TOO_DEEP: &str = "indexes in it are nested too deeply";
 
 /// A manifest that is on the volume, and the first of its parts.
 struct Node {
@@ -53,7 +55,7 @@ impl Page {
 
 /// The copy of one image.
 struct ImageCopy<'a> {
-    fills: &'a Fills,
+    copier: &'a ImageCopier,
     source: &'a UpstreamRepository,
     repo: &'a RepositoryName,
     platforms: Vec<Platform>,
@@ -62,102 +64,24 @@ struct ImageCopy<'a> {
     tally: Mutex<Tally>,
 }
 
-/// The name of the lock that tells other replicas who fills images of a repository.
-pub(super) fn repo_lock_name(repo: &RepositoryName) -> String {
-    format!(
-        "repo-{}",
-        holdfast_store::Hasher::digest(holdfast_core::Algorithm::Sha256, repo.as_str().as_bytes())
-            .hex()
-    )
+/// What a copy of an image works with.
+pub(super) struct ImageCopier {
+    pub(super) store: Store,
+    pub(super) upstreams: Upstreams,
+    pub(super) manifests: Arc<Manifests>,
+    pub(super) sources: Arc<Sources>,
+    pub(super) copies: Arc<BlobCopies>,
+    pub(super) compared: Arc<ComparedTags>,
+    /// What other replicas read in the locks of this one.
+    pub(super) owner: LockHolder,
 }
 
-impl Fills {
-    /// Joins the fill of an image in this process or begins it, and waits for its end.
-    pub(super) async fn image(
-        &self,
-        source: &UpstreamRepository,
-        repo: &RepositoryName,
-        target: &ManifestRef,
-        platforms: &[String],
-    ) -> Result<FillResult> {
-        let (running, interest) = self.join_image(source, repo, target, platforms);
-        interest.keep();
-        running.await
-    }
-
-    /// The same for a pull: while its first request waits for its turn at the upstream, the fill
-    /// ends when its last client leaves.
-    pub(super) async fn image_for_pull(
-        &self,
-        source: &UpstreamRepository,
-        repo: &RepositoryName,
-        target: &ManifestRef,
-        platforms: &[String],
-    ) -> Result<FillResult> {
-        let (running, interest) = self.join_image(source, repo, target, platforms);
-        let _held = interest.hold();
-        running.await
-    }
-
-    fn join_image(
-        &self,
-        source: &UpstreamRepository,
-        repo: &RepositoryName,
-        target: &ManifestRef,
-        platforms: &[String],
-    ) -> (ImageFill, Arc<Interest>) {
-        let mut platforms = platforms.to_vec();
-        platforms.sort();
-        let key: ImageKey = (
-            repo.clone(),
-            target.to_string(),
-            platforms,
-            source.logins.clone(),
-        );
-        let mut images = self.inner.images.lock();
-        if let Some((running, priority, interest)) = images.get(&key) {
-            self.inner.upstreams.join(priority, &source.priority);
-            return (running.clone(), Arc::clone(interest));
-        }
-        let (tell, told) = oneshot::channel();
-        let (interest, priority) = source.priority.clone().watched();
-        let source = UpstreamRepository {
-            priority: priority.clone(),
-            ..source.clone()
-        };
-        let (fills, task, target) = (self.clone(), key.clone(), target.clone());
-        // Its own task: a client that leaves does not stop it.
-        tokio::spawn(async move {
-            // A panic must not leave the entry behind: every later request would join it.
-            let copy = AssertUnwindSafe(fills.fetch(&source, &task.0, &target, &task.2));
-            let result = copy
-                .catch_unwind()
-                .await
-                .unwrap_or(Err(Error::Store("panic")));
-            fills.inner.images.lock().remove(&task);
-            let label = result.as_ref().map_or_else(Error::label, |_| "ok");
-            fills.inner.metrics.ended("image", label);
-            match &result {
-                Err(Error::Busy(_)) | Ok(_) => {}
-                Err(error) => {
-                    let upstreams = &fills.inner.upstreams;
-                    failures::log_image(upstreams, &task.0, &target, error);
-                }
-            }
-            // This fails if no request waits any more.
-            drop(tell.send(result));
-        });
-        let running = told
-            .map(|told| {
-                told.unwrap_or_else(|_| Err(Error::Unavailable("shutting down".to_owned())))
-            })
-            .boxed()
-            .shared();
-        images.insert(key, (running.clone(), priority, Arc::clone(&interest)));
-        (running, interest)
-    }
-
-    async fn fetch(
+impl ImageCopier {
+    /// Copies an image.
+    ///
+    /// # Errors
+    /// Why it is not local then.
+    pub(super) async fn copy(
         &self,
         source: &UpstreamRepository,
         repo: &RepositoryName,
@@ -167,42 +91,35 @@ impl Fills {
         // Tells other replicas where to ask; when another one has it, the locks of the blobs settle
         // who copies what.
         let _pointer = match self
-            .inner
             .store
-            .try_lock(&repo_lock_name(repo), &self.inner.owner)
+            .try_lock(&repo_lock_name(repo), &self.owner)
             .await?
         {
             LockAttempt::Acquired(lock) => Some(lock),
             LockAttempt::Contended(_) => None,
         };
         let copy = ImageCopy {
-            fills: self,
+            copier: self,
             source,
             repo,
             platforms: wanted::platforms(platforms),
             requests: Semaphore::new(IMAGE_AT_ONCE),
             tally: Mutex::default(),
         };
-        let top = self
-            .inner
-            .upstreams
-            .manifest(source, &target.to_string())
-            .await?;
+        let top = self.upstreams.manifest(source, &target.to_string()).await?;
         // Its clients have the manifest now; the copy goes on without them.
         source.priority.keep();
         let digest = top.digest.clone();
-        let parsed = self.inner.manifests.add(repo, target, &top)?;
-        self.inner
-            .sources
-            .record_root(source, repo, target, &digest);
+        let parsed = self.manifests.add(repo, target, &top)?;
+        self.sources.record_root(source, repo, target, &digest);
         let media_type = parsed.media_type.as_str().to_owned();
         copy.tally().missing = in_no_index(&parsed, &copy.platforms);
         let node = copy.hold(parsed, top).await?;
         copy.below(node, 0).await?;
         let tally = copy.finish().await?;
         if let ManifestRef::Tag(tag) = target {
-            self.inner.store.set_tag(repo, tag, &digest).await?;
-            self.mark_fresh(repo, tag, &digest);
+            self.store.set_tag(repo, tag, &digest).await?;
+            self.compared.mark_fresh(repo, tag, &digest);
         }
         tracing::info!(
             image.repository = %repo,
@@ -221,78 +138,6 @@ impl Fills {
             missing: tally.missing,
         })
     }
-
-    /// What is local of an image, when all that is wanted of it is.
-    pub(super) async fn local(
-        &self,
-        repo: &RepositoryName,
-        target: &ManifestRef,
-        platforms: &[String],
-    ) -> Result<Option<FillResult>> {
-        let digest = match target {
-            ManifestRef::Digest(digest) => Some(digest.clone()),
-            ManifestRef::Tag(tag) => self.inner.store.tag(repo, tag).await?,
-        };
-        let Some(digest) = digest else {
-            return Ok(None);
-        };
-        let platforms = wanted::platforms(platforms);
-        let (mut tally, mut media_type) = (Tally::default(), None);
-        let mut left = vec![(digest.clone(), 0)];
-        while let Some((next, depth)) = left.pop() {
-            if tally.seen.contains(&next) {
-                continue;
-            }
-            let found = self.inner.manifests.stored(repo, &next, |manifest, bytes| {
-                let lacking = in_no_index(manifest, &platforms);
-                let parts = wanted::parts(manifest, &platforms);
-                (manifest.media_type, parts, bytes, lacking)
-            });
-            let Some((kind, parts, bytes, lacking)) = found.await? else {
-                return Ok(None);
-            };
-            if tally.add(&next, bytes).is_err() {
-                return Ok(None);
-            }
-            if depth == 0 {
-                (media_type, tally.missing) = (Some(kind), lacking);
-            }
-            if kind.is_index() {
-                if depth < IMAGE_DEPTH {
-                    left.extend(parts.into_iter().map(|child| (child.digest, depth + 1)));
-                } else {
-                    for child in &parts {
-                        tally.lacks(child, TOO_DEEP);
-                    }
-                }
-                continue;
-            }
-            for part in parts.iter().filter(|part| !part.is_foreign) {
-                let store = &self.inner.store;
-                let is_linked = store.repo_has_blob(repo, &part.digest).await?;
-                if !is_linked || store.stat_blob(&part.digest).await? != Some(part.size) {
-                    return Ok(None);
-                }
-            }
-            tally.size.add(&parts);
-        }
-        Ok(media_type.map(|media_type| FillResult {
-            digest: digest.to_string(),
-            media_type: media_type.as_str().to_owned(),
-            size_bytes: tally.size.bytes,
-            blobs: tally.size.blobs,
-            already_local: true,
-            missing: tally.missing,
-        }))
-    }
-}
-
-/// The wanted platforms that an index has nothing for, for people.
-fn in_no_index(manifest: &Manifest, wanted: &[Platform]) -> Vec<String> {
-    let lacking = wanted::lacking(manifest, wanted).into_iter().take(NAMED);
-    lacking
-        .map(|platform| format!("{platform}: the index has none"))
-        .collect()
 }
 
 impl ImageCopy<'_> {
@@ -311,7 +156,7 @@ impl ImageCopy<'_> {
             page: Page::of(&parsed, &self.platforms, 0),
             subject: parsed.subject,
         };
-        let manifests = &self.fills.inner.manifests;
+        let manifests = &self.copier.manifests;
         manifests.stage(digest, bytes.clone()).await?;
         Ok(node)
     }
@@ -356,7 +201,7 @@ impl ImageCopy<'_> {
 
     /// Further parts of a manifest, from the volume.
     async fn page(&self, digest: &Digest, from: usize) -> Result<Page> {
-        let manifest = self.fills.inner.manifests.staged(digest).await?;
+        let manifest = self.copier.manifests.staged(digest).await?;
         Ok(Page::of(&manifest, &self.platforms, from))
     }
 
@@ -367,8 +212,7 @@ impl ImageCopy<'_> {
             ..self.source.clone()
         };
         let copied = self
-            .fills
-            .inner
+            .copier
             .copies
             .complete(&source, self.repo, &part.digest, part.size)
             .await;
@@ -408,13 +252,13 @@ impl ImageCopy<'_> {
     }
 
     async fn take_child(&self, child: &Part) -> Result<Node> {
-        let inner = &self.fills.inner;
+        let copier = self.copier;
         let reference = ManifestRef::Digest(child.digest.clone());
-        let known = inner.manifests.bytes(self.repo, &child.digest).await?;
+        let known = copier.manifests.bytes(self.repo, &child.digest).await?;
         let manifest = if let Some(bytes) = known {
             upstream::Manifest::new(child.digest.clone(), bytes, Reserved::default())
         } else {
-            let upstreams = &inner.upstreams;
+            let upstreams = &copier.upstreams;
             upstreams
                 .manifest(self.source, child.digest.as_str())
                 .await?
@@ -426,13 +270,13 @@ impl ImageCopy<'_> {
                 child.digest, child.size
             )));
         }
-        let parsed = inner.manifests.add(self.repo, &reference, &manifest)?;
+        let parsed = copier.manifests.add(self.repo, &reference, &manifest)?;
         self.hold(parsed, manifest).await
     }
 
     /// Makes a manifest visible; what it names is there.
     async fn show(&self, digest: &Digest, subject: Option<&Digest>) -> Result<()> {
-        let manifests = &self.fills.inner.manifests;
+        let manifests = &self.copier.manifests;
         manifests.show(self.repo, digest, subject).await
     }
 
