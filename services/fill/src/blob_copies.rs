@@ -155,7 +155,7 @@ impl BlobCopies {
             match ended {
                 // Whether it has this manifest's size is looked at above.
                 Some(Ok(())) if entry.is_authorized(repo) => store.link_blob(repo, digest).await?,
-                // Another replica's work, perhaps for this very repository: then it links it.
+                // Another replica copied it, and links it if that was for this repository.
                 Some(Ok(())) => {
                     for _ in 0..LINK_CHECKS {
                         if store.repo_has_blob(repo, digest).await? {
@@ -164,7 +164,7 @@ impl BlobCopies {
                         tokio::time::sleep(POLL_INTERVAL).await;
                     }
                 }
-                // Of a copy that this source was no part of.
+                // This source was not part of that copy.
                 Some(Err(_)) => {}
                 None => return Err(Error::Unavailable("shutting down".to_owned())),
             }

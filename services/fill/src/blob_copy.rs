@@ -90,11 +90,11 @@ impl BlobCopier {
                     tokio::join!(tokio::time::sleep(POLL_INTERVAL), made);
                 }
                 LockAttempt::Acquired(lock) => {
-                    // The one before us may have finished between the look and the lock.
+                    // The last holder may have stored it between the check and the lock.
                     if store.stat_blob(digest).await?.is_some() {
                         return Ok(());
                     }
-                    // Who streamed from the one before us waits for ours now.
+                    // Requests that streamed from the last holder wait for this copy.
                     announce.send_replace(State::Starting);
                     let copy = Copy {
                         digest,
@@ -155,7 +155,7 @@ impl BlobCopier {
                     }
                     continue;
                 }
-                // What is there stays for the next source, or the next attempt by whomever.
+                // The received bytes stay for the next source, or for a later copy.
                 SourceOutcome::Failed(error) => {
                     entry.candidates.fail(&candidate, error.clone());
                     last = error;

@@ -37,7 +37,7 @@ pub(super) const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 /// one.
 const OFFER_AGAIN: Duration = Duration::from_secs(10);
 
-/// One who wants the blob, from its own source.
+/// A source of the blob, with the repository that it was added for.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub(super) source: UpstreamRepository,

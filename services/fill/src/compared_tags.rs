@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::pull_through::Freshness;
 
-/// For how long an upstream that did not tell is not asked about this tag again.
+/// For how long an upstream that did not answer is not asked about this tag again.
 const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Most tags whose comparison is remembered; above, the memory starts over.
 const MAX_TAGS: usize = 20_000;

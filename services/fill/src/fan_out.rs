@@ -40,8 +40,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 
 type Pieces = BoxStream<'static, io::Result<Bytes>>;
 type Slot = Arc<tokio::sync::Mutex<Weak<Channel>>>;
-/// What is read in the same way: a stream ends short where the size that its readers were told is
-/// wrong, and those who were told another one must not.
+/// What is read in the same way. A stream ends early if the size that its clients got is wrong;
+/// clients that got another size must not read it.
 type Key = (RepositoryName, Digest, Option<u64>);
 
 /// The streams that are shared at the moment.

@@ -221,7 +221,9 @@ impl ImageCopy<'_> {
             Err(error)
                 if part.is_foreign && !matches!(error, Error::NoSpace(_) | Error::Store(_)) =>
             {
-                tracing::debug!(image.digest = %part.digest, %error, "a foreign layer was not copied");
+                tracing::debug!(
+                    image.digest = %part.digest, %error, "a foreign layer was not copied"
+                );
                 Ok(())
             }
             copied => copied,

@@ -5,6 +5,11 @@
 //! blobs, then the manifests that name them, then the index byte for byte, then the tag. Nothing is
 //! visible before it is verified. Knows nothing of the distribution API, clients and Artifacts.
 //! `docs/design/fills.md` is the protocol.
+//!
+//! [`Fills`] is the entrance to components that each own their state. From the lowest one:
+//! [`Manifests`], [`Sources`] and [`Replicas`]; [`BlobCopies`] and [`ImageFills`]; [`TagChecks`],
+//! [`Lists`], [`ManifestPulls`] and [`BlobPulls`]. [`internal`] serves them to the controller and
+//! to other replicas.
 
 mod blob_copies;
 mod blob_copy;
@@ -125,7 +130,8 @@ impl Fills {
         };
         let images = Arc::new(ImageFills::new(copier, metrics.clone()));
         let tag_checks = TagChecks::new(
-            (upstreams.clone(), metrics.clone()),
+            upstreams.clone(),
+            metrics.clone(),
             Arc::clone(&sources),
             Arc::clone(&images),
             compared,

@@ -18,14 +18,14 @@ use holdfast_upstream::{Error, Pages, Referrer, Result, Upstreams};
 
 /// How long a list counts as fresh.
 const FRESH: Duration = Duration::from_secs(30);
-/// For how long an upstream that did not tell is not asked for this list again.
+/// For how long an upstream that did not answer is not asked for this list again.
 const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Most lists of a kind that are kept.
 const MAX_LISTS: usize = 2000;
 /// What a list takes in memory beside its entries.
 const LIST_COST: usize = 1 << 10;
 
-/// A list as it was told last.
+/// The last answer about a list.
 #[derive(Debug)]
 struct CachedList<T> {
     pages: Option<(Arc<[T]>, Instant)>,
@@ -89,8 +89,8 @@ impl<T> CachedList<T> {
 /// A list that is kept, or asked for.
 type List<T> = Arc<tokio::sync::Mutex<CachedList<T>>>;
 
-/// The lists of one kind, each a share of its upstream's. Who asks for one that is being asked for
-/// waits for it.
+/// The lists of one kind. Each counts towards the share of its upstream. A list that is being asked
+/// for is not asked for again: the other requests wait for that answer.
 #[derive(Debug)]
 struct ListCache<K, T> {
     lists: Mutex<Shares<String, K, List<T>>>,

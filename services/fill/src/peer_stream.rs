@@ -28,8 +28,8 @@ const FIRST_BYTES_WAIT: Duration = Duration::from_secs(2);
 const UNANSWERED_LIMIT: Duration = Duration::from_secs(45);
 /// How long a stream from another replica may stall until that replica is asked again.
 const STALL_LIMIT: Duration = Duration::from_secs(15);
-/// Copies of this replica that fail one after the other, with no byte between, until a client is
-/// told.
+/// Copies of this replica that fail in succession, without a byte between, before a client gets the
+/// error.
 const COPIES: u32 = 3;
 
 /// A blob that another replica fills.
@@ -69,8 +69,7 @@ impl PeerBlob for PeerStream {
             failed: 0,
         };
         Box::pin(async move {
-            // A refusal that comes soon is told before the answer begins; bytes far ahead come when
-            // they come.
+            // An early refusal becomes the status of the answer. Bytes far ahead may take longer.
             let soon = tokio::time::timeout(FIRST_BYTES_WAIT, cursor.next()).await;
             let first = soon.ok().transpose()?;
             let rest = futures::stream::unfold(Some(cursor), |cursor| async {
@@ -246,7 +245,8 @@ impl Cursor {
         })
     }
 
-    /// Has the upstream say that this repository may have the blob; who cannot ask waits.
+    /// Asks the upstream whether this repository may have the blob; waits where no source can be
+    /// asked.
     async fn authorize(&mut self) -> Result<()> {
         self.relay.authorize().await?;
         if self.relay.authorized {
@@ -258,8 +258,8 @@ impl Cursor {
 
     /// Finds out which replica has the bytes now.
     async fn seek(&mut self) -> Result<()> {
-        // The whole has its digest; what was handed on of a part has nothing but another source's
-        // word.
+        // The digest proves a whole blob. Bytes of a part can only be compared with those of
+        // another source.
         if self.start > 0 && self.offset > self.start {
             self.again = Some(Replay {
                 at: self.start,
@@ -314,7 +314,7 @@ impl Cursor {
                 {
                     return Err(own);
                 }
-                // Of a copy that this source was no part of.
+                // This source was not part of that copy.
                 self.copy_failed(|| error)?;
                 self.pause().await?;
             }

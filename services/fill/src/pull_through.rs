@@ -67,12 +67,11 @@ pub enum Freshness {
 /// What is known of an upstream's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed<T> {
-    /// Its entries, or those that were told before; shared with the memory of lists.
+    /// Its entries, or those of an earlier answer; shared with the cached list.
     pub entries: Arc<[T]>,
     /// Why there may be others by now; for a `Warning` header.
     pub warning: Option<String>,
-    /// Whether the upstream ever told: otherwise nothing follows from what is not among the
-    /// entries.
+    /// Whether the upstream ever answered. If not, what is not among the entries may exist.
     pub known: bool,
 }
 

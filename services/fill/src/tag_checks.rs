@@ -33,7 +33,8 @@ pub(super) struct TagChecks {
 
 impl TagChecks {
     pub(super) fn new(
-        (upstreams, metrics): (Upstreams, Metrics),
+        upstreams: Upstreams,
+        metrics: Metrics,
         sources: Arc<Sources>,
         images: Arc<ImageFills>,
         compared: Arc<ComparedTags>,
