@@ -34,7 +34,7 @@ impl Body {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
             self.slot.yield_to_waiters(&self.priority).await;
-            let mut limit = TimeLimit::new(self.endpoint.timeouts.stall);
+            let mut limit = TimeLimit::new(self.endpoint.timeouts().stall);
             self.slot.flow().waits();
             let next = limit.run(self.response.chunk()).await;
             let came = match &next {
@@ -46,25 +46,24 @@ impl Body {
                 Some(Ok(Some(bytes))) => bytes,
                 Some(Ok(None)) => return Ok(None),
                 Some(Err(error)) => {
-                    return Err(self.endpoint.record_failure(&format!(
-                        "the body broke off: {}",
-                        client::cause(&error)
-                    )));
+                    return Err(self
+                        .endpoint
+                        .body_failed(&format!("the body broke off: {}", client::cause(&error))));
                 }
-                None => return Err(self.endpoint.record_failure("the body stalled")),
+                None => return Err(self.endpoint.body_failed("the body stalled")),
             };
             // Only time spent on waiting for the upstream counts, not our own caps or the volume.
             self.paced.0 += bytes.len() as u64;
             self.paced.1 += limit.used();
-            if self.paced.1 > self.endpoint.timeouts.crawl {
+            if self.paced.1 > self.endpoint.timeouts().crawl {
                 if self.paced.0 < MIN_BYTES {
-                    return Err(self.endpoint.record_failure("the body only trickles"));
+                    return Err(self.endpoint.body_failed("the body only trickles"));
                 }
                 self.paced = (0, Duration::ZERO);
             }
             self.shared
                 .metrics
-                .took(&self.endpoint.label, "blob", bytes.len());
+                .took(self.endpoint.label(), "blob", bytes.len());
             let yields = || {
                 self.priority.level() == Priority::Prefetch
                     && self.shared.scheduler.is_anybody_waiting()
@@ -96,7 +95,7 @@ impl Body {
 
     /// The endpoint that sends it, for [`Upstreams::quarantine`].
     pub fn endpoint(&self) -> String {
-        self.endpoint.url.to_string()
+        self.endpoint.url().to_string()
     }
 
     /// What the upstream says that the content is, if it says so strongly: size and validator.

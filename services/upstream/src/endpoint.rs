@@ -1,56 +1,51 @@
-//! One URL of an upstream: its clients, circuit breaker and tokens, and the requests to it.
+//! One URL of an upstream, and what is requested there: manifests, blobs and lists.
+//!
+//! The parts of an endpoint, each with its own state, from the lowest: [`EndpointConfig`],
+//! [`Disclosure`], [`Health`], [`Transport`], [`Authenticator`] with its tokens, [`ApiClient`] with
+//! its redirects. A part uses those before it.
 
 mod access;
 mod answer;
-mod ask;
+mod api_client;
+mod authenticator;
 mod call;
+mod config;
+mod disclosure;
+mod headers;
+mod health;
 mod list;
-mod redirect;
-mod token;
+mod redirects;
+mod token_source;
+mod transport;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Instant, SystemTime},
-};
+use std::{fmt, sync::Arc};
 
-use bytes::BytesMut;
 use holdfast_config::{Credentials, UpstreamSettings};
 use holdfast_core::Hasher;
-use holdfast_core::{Algorithm, Digest, RepositoryName, oci};
+use holdfast_core::{Algorithm, Digest, oci};
 use http::{Method, StatusCode, header};
-use parking_lot::{Mutex, MutexGuard};
-use reqwest::{Client, Response};
-use tokio::sync::OnceCell;
+use reqwest::Response;
 use url::Url;
 
 use super::{
     Error, Manifest, Memory, Result, Timeouts, UpstreamRepository,
-    breaker::{Breaker, Failure, Rejection},
-    client::{Destination, Prober, cause, client},
-    egress_policy::{self, Allowed, SeenAddresses},
+    client::{Destination, client},
+    egress_policy::{self, SeenAddresses},
     pace::Pace,
     proxies::Proxies,
-    tokens::{Authorisation, Authorisations, Tokens},
+    tokens::{Authorisations, Tokens},
 };
-use crate::{
-    metrics::{Metrics, UpstreamLabel},
-    throttle::Throttle,
-};
-pub use answer::seconds;
-use answer::{content_range, printable, text, told_size};
+use crate::{metrics::Metrics, throttle::Throttle};
+use api_client::ApiClient;
+use authenticator::Authenticator;
 use call::{Bytes, Call};
-use holdfast_runtime::time_limit::{TimeLimit, within};
-
-/// The cause that clients get about a host inside the network that is no registry.
-const NO_REGISTRY: &str =
-    "no registry answers there; hosts of this network tell more when they are listed in upstreams";
-
-/// The repository for failures that no request of one repository causes: bodies that break off.
-const BODIES: &str = "";
+use config::EndpointConfig;
+use disclosure::Disclosure;
+use headers::{content_range, printable, text, told_size};
+use health::Health;
+use redirects::Redirects;
+use token_source::TokenSource;
+use transport::{Transport, too_large};
 
 /// The parts of an endpoint.
 pub(super) struct Parts<'a> {
@@ -77,30 +72,12 @@ pub(super) struct Parts<'a> {
 
 /// One URL of an upstream.
 pub(super) struct Endpoint {
-    pub(super) url: Url,
-    /// Where its API begins: ends in `/v2/`.
-    root: Url,
-    /// The prefix of the names of its repositories: empty, or with a slash at its end.
-    prefix: String,
-    pub(super) timeouts: Timeouts,
-    pub(super) label: String,
-    is_own: bool,
-    credentials: Credentials,
-    settings: Option<UpstreamSettings>,
-    proxies: Arc<Proxies>,
-    client: Client,
-    /// The addresses of the endpoint's own name, where only an image names it.
-    seen: SeenAddresses,
-    /// The addresses of the names that its redirects led to.
-    seen_elsewhere: SeenAddresses,
-    /// Whether it answered as a registry before.
-    is_registry: AtomicBool,
-    guarded: OnceCell<(Allowed, Client)>,
-    breaker: Arc<Mutex<Breaker>>,
-    tokens: Arc<Tokens>,
-    known: Arc<Authorisations>,
-    throttle: Arc<Throttle>,
-    pace: Arc<Pace>,
+    config: Arc<EndpointConfig>,
+    disclosure: Arc<Disclosure>,
+    health: Arc<Health>,
+    transport: Arc<Transport>,
+    authenticator: Arc<Authenticator>,
+    api: ApiClient,
     memory: Arc<Memory>,
     metrics: Metrics,
 }
@@ -108,7 +85,7 @@ pub(super) struct Endpoint {
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint")
-            .field("url", &self.url.as_str())
+            .field("url", &self.url().as_str())
             .finish_non_exhaustive()
     }
 }
@@ -141,192 +118,109 @@ impl Endpoint {
             metrics,
             label,
         } = parts;
-        let bad = |what: String| Error::Settings(format!("{url}: {what}"));
-        let parsed = Url::parse(url).map_err(|error| bad(error.to_string()))?;
-        let seen = SeenAddresses::default();
+        let config = EndpointConfig::new(url, is_own, settings, timeouts, label)?;
+        let config = Arc::new(config);
+        let addresses = (SeenAddresses::default(), SeenAddresses::default());
+        let seen = &addresses.0;
         // A name is seen when it is resolved.
-        if let Some(address) = egress_policy::literal(&parsed) {
+        if let Some(address) = egress_policy::literal(&config.url) {
             seen.add(address);
         }
-        let what = match settings {
+        let what = match config.settings {
             Some(_) => Destination::Configured,
             None => Destination::Anybody(seen.clone()),
         };
-        let client = client(&parsed, settings.as_ref(), &proxies, timeouts, &what).map_err(bad)?;
-        let (root, prefix) = api_root(&parsed);
-        Ok(Self {
-            url: parsed,
-            root,
-            prefix,
-            timeouts,
-            label,
-            is_own,
-            credentials,
-            settings,
+        let settings = config.settings.as_ref();
+        let client = client(&config.url, settings, &proxies, timeouts, &what)
+            .map_err(|what| Error::Settings(format!("{url}: {what}")))?;
+
+        let disclosure = Disclosure::new(Arc::clone(&config), addresses.clone(), throttle);
+        let disclosure = Arc::new(disclosure);
+        let health = Arc::new(Health::new(
+            Arc::clone(&config),
+            Arc::clone(&disclosure),
+            client.clone(),
+            metrics.clone(),
+        ));
+        let transport = Arc::new(Transport::new(
+            Arc::clone(&config),
+            Arc::clone(&health),
             proxies,
             client,
-            seen,
-            seen_elsewhere: SeenAddresses::default(),
-            is_registry: AtomicBool::new(false),
-            guarded: OnceCell::new(),
-            breaker: Arc::new(Mutex::new(Breaker::new(
-                timeouts.breaker_min,
-                timeouts.breaker_max,
-            ))),
+            addresses,
+        ));
+        let tokens = TokenSource::new(
+            Arc::clone(&config),
+            Arc::clone(&disclosure),
+            Arc::clone(&health),
+            Arc::clone(&transport),
+            tokens,
+        );
+        let authenticator = Arc::new(Authenticator::new(
+            Arc::clone(&config),
+            Arc::clone(&disclosure),
+            Arc::clone(&transport),
             tokens,
             known,
-            throttle,
+            credentials,
+        ));
+        let redirects = Redirects::new(
+            Arc::clone(&config),
+            Arc::clone(&transport),
+            Arc::clone(&authenticator),
+        );
+        let api = ApiClient {
+            config: Arc::clone(&config),
+            disclosure: Arc::clone(&disclosure),
+            health: Arc::clone(&health),
+            authenticator: Arc::clone(&authenticator),
+            redirects,
             pace,
+            metrics: metrics.clone(),
+        };
+        Ok(Self {
+            config,
+            disclosure,
+            health,
+            transport,
+            authenticator,
+            api,
             memory,
             metrics,
         })
     }
 
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock()
+    pub(super) fn url(&self) -> &Url {
+        &self.config.url
+    }
+
+    /// The upstream's name in metrics.
+    pub(super) fn label(&self) -> &str {
+        &self.config.label
+    }
+
+    pub(super) fn timeouts(&self) -> &Timeouts {
+        &self.config.timeouts
     }
 
     /// Whether it is not asked for anything now.
     pub(super) fn rejects_all(&self) -> bool {
-        self.breaker().rejection_of_all(Instant::now()).is_some()
+        self.health.rejects_all()
     }
 
-    /// Allows a request, or says why it is not sent.
-    fn check_open(&self, call: &Call<'_>) -> Result<()> {
-        let now = Instant::now();
-        let rejection = self.breaker().rejection(call.repository(), now);
-        let (what, asked) = match rejection {
-            None => return Ok(()),
-            Some(Rejection::Pause(left)) => return Err(Error::TooMany(left)),
-            Some(Rejection::Endpoint(cause, left)) => (
-                format!("{cause}, next probe in {} s", left.as_secs() + 1),
-                cause.asked(now),
-            ),
-            Some(Rejection::Repository(cause, left)) => (
-                format!(
-                    "{cause} for this repository, asked again in {} s",
-                    left.as_secs() + 1
-                ),
-                cause.asked(now),
-            ),
-        };
-        Err(match asked {
-            Some(pause) => Error::Later(what, pause),
-            None => Error::Unavailable(what),
-        })
+    /// Records that the body of a blob broke off.
+    pub(super) fn body_failed(&self, what: &str) -> Error {
+        self.health.body_failed(what)
     }
 
-    /// Records that the endpoint was reached and failed for a repository.
-    fn failed(&self, call: &Call<'_>, what: &str) -> Error {
-        self.record(Failure::Repository(call.repository()), what)
-    }
-
-    /// Records that there was no connection to the endpoint.
-    fn unreachable(&self, what: &str) -> Error {
-        self.record(Failure::Connection, what)
-    }
-
-    /// Records that a body broke off.
-    pub(super) fn record_failure(&self, what: &str) -> Error {
-        self.record(Failure::Repository(BODIES), what)
-    }
-
-    /// Records a failure and says so; where it may be more than one request's, the API is probed
-    /// from the background.
-    fn record(&self, failure: Failure<'_>, what: &str) -> Error {
-        let (wait, is_open) = {
-            let mut breaker = self.breaker();
-            let wait = breaker.failed(failure, what, Instant::now(), SystemTime::now());
-            (wait, breaker.is_open())
-        };
-        if let Some(wait) = wait {
-            if is_open {
-                tracing::warn!(
-                    upstream.url = %self.url, cause = what, seconds = wait.as_secs(),
-                    "upstream keeps failing, circuit open until a probe answers"
-                );
-            }
-            let open = self.metrics.open.get_or_create_owned(&UpstreamLabel {
-                upstream: self.label.clone(),
-            });
-            let prober = Prober {
-                breaker: Arc::downgrade(&self.breaker),
-                client: self.client.clone(),
-                url: self.root.clone(),
-                timeout: self.timeouts.headers,
-                open,
-            };
-            tokio::spawn(prober.run(wait, is_open));
-        }
-        Error::Unavailable(self.tellable(what))
-    }
-
-    /// Which error details the requester of an image may see. For an unconfigured host in this
-    /// network: only that there is no registry, because causes would show which ports are open.
-    /// They are in the log.
+    /// Which error details the requester of an image may see.
     pub(super) fn tellable(&self, what: &str) -> String {
-        if !self.hides_causes() {
-            return what.to_owned();
-        }
-        if self.may_log("inside", what) {
-            tracing::info!(upstream.url = %self.url, cause = what, "a host inside this network that is not listed in upstreams does not answer as a registry");
-        }
-        NO_REGISTRY.to_owned()
+        self.disclosure.tellable(what)
     }
 
-    /// Whether a message that a request can cause is logged.
-    fn may_log(&self, kind: &str, about: &str) -> bool {
-        let about = format!("{} {about}", self.url);
-        self.throttle.passes(kind, &about, Instant::now())
-    }
-
-    /// The same for whatever came of all requests. An endpoint decides nothing by what this
-    /// returns.
+    /// The error of all requests as the requester may see it.
     pub(super) fn discreet(&self, error: Error) -> Error {
-        match error {
-            Error::Unavailable(what) if what == NO_REGISTRY => Error::Unavailable(what),
-            Error::Unavailable(what) => Error::Unavailable(self.tellable(&what)),
-            Error::Later(what, pause) if !self.is_confidential() => {
-                Error::Later(self.tellable(&what), pause)
-            }
-            error if self.is_confidential() => {
-                Error::Unavailable(self.tellable(&error.to_string()))
-            }
-            error => error,
-        }
-    }
-
-    /// Whether the cause of a failure is hidden from the requester. A name can lead to a registry
-    /// first, and to any other host of this network later. An answer proves the certificate of the
-    /// name; a lost connection can come from any host.
-    fn hides_causes(&self) -> bool {
-        let is_several = self.settings.is_none() && self.seen.is_inside() && self.seen.is_several();
-        is_several || self.is_confidential()
-    }
-
-    /// Whether clients learn nothing about the host: it is inside this network and never answered
-    /// as a registry.
-    fn is_confidential(&self) -> bool {
-        // A name that was outside as well may be inside for the next request only.
-        let shown = self.is_registry.load(Ordering::Relaxed) && !self.seen.is_mixed();
-        self.settings.is_none()
-            && ((self.seen.is_inside() && !shown) || self.seen_elsewhere.is_inside())
-    }
-
-    fn succeeded(&self, call: &Call<'_>) {
-        self.breaker().succeeded(call.repository());
-    }
-
-    /// A URL of the API.
-    fn api(&self, path: &str) -> Url {
-        let mut url = self.root.clone();
-        url.set_path(&format!("{}{path}", self.root.path()));
-        url
-    }
-
-    /// The name of a repository at the endpoint.
-    fn path_of(&self, repository: &RepositoryName) -> String {
-        format!("{}{repository}", self.prefix)
+        self.disclosure.discreet(error)
     }
 
     pub(super) async fn manifest(
@@ -336,7 +230,7 @@ impl Endpoint {
     ) -> Result<Manifest> {
         let path = format!("manifests/{target}");
         let call = Call::new(source, Method::GET, &path);
-        let response = self.ask(&call).await?;
+        let response = self.api.request(&call).await?;
         self.read_manifest(&call, response, target).await
     }
 
@@ -354,14 +248,14 @@ impl Endpoint {
             .unwrap_or_default()
             .trim()
             .to_owned();
-        let limit = self.timeouts.manifest_bytes;
+        let limit = self.config.timeouts.manifest_bytes;
         let length = response.content_length();
         if length.is_some_and(|length| length > limit) {
             return Err(too_large(limit));
         }
         let most = length.unwrap_or(limit);
         let most_bytes = usize::try_from(most).unwrap_or(usize::MAX);
-        let read = self.read(call, &mut response, most_bytes);
+        let read = self.transport.read(call, &mut response, most_bytes);
         let host = call.source.host.to_string();
         let (bytes, reserved) = self.memory.hold(&host, most, too_slow, read).await?;
         let wanted = Digest::parse(target).ok();
@@ -379,8 +273,9 @@ impl Endpoint {
                 printable(&media_type)
             ))
         })?;
-        self.is_registry.store(true, Ordering::Relaxed);
-        self.metrics.took(&self.label, "manifest", bytes.len());
+        self.disclosure.answered_as_registry();
+        self.metrics
+            .took(&self.config.label, "manifest", bytes.len());
         Ok(Manifest::new(digest, bytes, reserved))
     }
 
@@ -391,7 +286,11 @@ impl Endpoint {
         target: &str,
     ) -> Result<Digest> {
         let path = format!("manifests/{target}");
-        let told = match self.ask(&Call::new(source, Method::HEAD, &path)).await {
+        let told = match self
+            .api
+            .request(&Call::new(source, Method::HEAD, &path))
+            .await
+        {
             Ok(response) => response
                 .headers()
                 .get("docker-content-digest")
@@ -417,15 +316,19 @@ impl Endpoint {
     ) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
         let length = |answer: &Response| told_size(text(answer, header::CONTENT_LENGTH).as_deref());
-        match self.ask(&Call::new(source, Method::HEAD, &path)).await {
+        match self
+            .api
+            .request(&Call::new(source, Method::HEAD, &path))
+            .await
+        {
             Ok(answer) => return Ok(length(&answer)),
             Err(Error::Invalid(_) | Error::NotFound) => {}
             Err(error) => return Err(error),
         }
         let first = Call::new(source, Method::GET, &path).part(Bytes::First);
-        let answer = match self.ask(&first).await {
+        let answer = match self.api.request(&first).await {
             // A blob without a byte has no first one, and some servers know no ranges.
-            Err(Error::Invalid(_)) => self.ask(&first.part(Bytes::All)).await?,
+            Err(Error::Invalid(_)) => self.api.request(&first.part(Bytes::All)).await?,
             answer => answer?,
         };
         if answer.status() == StatusCode::PARTIAL_CONTENT {
@@ -446,9 +349,10 @@ impl Endpoint {
     ) -> Result<BlobAnswer> {
         let path = format!("blobs/{digest}");
         let head = Call::new(source, Method::HEAD, &path);
-        if self.remembered(&head, &self.logins(source).await).is_none() {
+        let logins = self.authenticator.logins(source).await;
+        if self.authenticator.remembered(&head, &logins).is_none() {
             // Learns how to authorise without a refused GET: one GET a blob.
-            match self.ask(&head).await {
+            match self.api.request(&head).await {
                 // A server whose HEAD says nothing of its GET.
                 Ok(_) | Err(Error::Invalid(_) | Error::NotFound) => {}
                 Err(error) => return Err(error),
@@ -460,7 +364,7 @@ impl Endpoint {
             Bytes::All
         };
         let get = Call::new(source, Method::GET, &path).part(bytes);
-        let response = self.ask(&get).await?;
+        let response = self.api.request(&get).await?;
         let etag =
             text(&response, header::ETAG).filter(|etag| etag.starts_with('"') && etag.len() > 2);
         // A server that knows no ranges, or whose content changed, begins again.
@@ -491,101 +395,9 @@ impl Endpoint {
             etag,
         })
     }
-
-    async fn read(
-        &self,
-        call: &Call<'_>,
-        response: &mut Response,
-        limit: usize,
-    ) -> Result<bytes::Bytes> {
-        let length = response.content_length().unwrap_or(0);
-        let capacity = usize::try_from(length).unwrap_or(usize::MAX).min(limit);
-        let mut bytes = BytesMut::with_capacity(capacity);
-        let mut whole = TimeLimit::new(self.timeouts.crawl);
-        loop {
-            let next = within(self.timeouts.stall, response.chunk());
-            match whole.run(next).await.flatten() {
-                Some(Ok(Some(chunk))) if bytes.len() + chunk.len() > limit => {
-                    return Err(too_large(limit as u64));
-                }
-                Some(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
-                Some(Ok(None)) => return Ok(bytes.freeze()),
-                Some(Err(error)) => {
-                    let text = format!("the answer broke off: {}", cause(&error));
-                    return Err(self.failed(call, &text));
-                }
-                None => return Err(self.failed(call, "the answer stalled")),
-            }
-        }
-    }
 }
 
 /// A manifest of another host needed the memory.
 fn too_slow() -> Error {
     Error::Busy("the answer arrived slowly while others waited".to_owned())
-}
-
-fn too_large(limit: u64) -> Error {
-    Error::Invalid(format!("the answer is larger than {limit} bytes"))
-}
-
-/// Where an endpoint's API begins, and what stands before the names of its repositories. An
-/// endpoint's path lies before `/v2/` (Artifactory), unless it holds that part itself
-/// (`https://harbor.example/v2/hub-cache`, a proxy project of Harbor).
-fn api_root(endpoint: &Url) -> (Url, String) {
-    let path = endpoint.path().trim_end_matches('/');
-    let parts: Vec<&str> = path.split('/').collect();
-    let (before, behind) = match parts.iter().position(|part| *part == "v2") {
-        Some(at) => (&parts[..at], &parts[at + 1..]),
-        None => (&parts[..], &[][..]),
-    };
-    let mut root = endpoint.clone();
-    root.set_path(&format!("{}/v2/", before.join("/")));
-    let mut prefix = behind.join("/");
-    if !prefix.is_empty() {
-        prefix.push('/');
-    }
-    (root, prefix)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_endpoints_path_holds_the_version_once() {
-        for (endpoint, root, prefix) in [
-            ("https://a.example", "https://a.example/v2/", ""),
-            ("https://a.example/", "https://a.example/v2/", ""),
-            ("https://a.example/v2", "https://a.example/v2/", ""),
-            ("https://a.example/v2/", "https://a.example/v2/", ""),
-            (
-                "https://harbor.example/v2/hub-cache",
-                "https://harbor.example/v2/",
-                "hub-cache/",
-            ),
-            (
-                "https://harbor.example:8443/v2/cache/hub/",
-                "https://harbor.example:8443/v2/",
-                "cache/hub/",
-            ),
-            (
-                "https://a.example/artifactory/api/docker/hub",
-                "https://a.example/artifactory/api/docker/hub/v2/",
-                "",
-            ),
-            (
-                "https://a.example/artifactory/v2/hub",
-                "https://a.example/artifactory/v2/",
-                "hub/",
-            ),
-        ] {
-            let (found, before) = api_root(&endpoint.parse().unwrap());
-            assert_eq!(
-                (found.as_str(), before.as_str()),
-                (root, prefix),
-                "{endpoint}"
-            );
-        }
-    }
 }

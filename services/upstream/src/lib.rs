@@ -43,7 +43,6 @@ pub use auth::Login;
 #[doc(hidden)]
 pub use auth::realm;
 pub use body::Body;
-pub use endpoint::seconds;
 use endpoint::{Endpoint, Parts};
 pub use lists::{Pages, Referrer};
 pub use memory::{Manifest, Memory, Reserved};
@@ -54,7 +53,7 @@ use rate::Rate;
 pub use requester::Requester;
 use scheduler::{FillScheduler, Slot};
 pub use scheduler::{Interest, SharedPriority, Wait};
-pub use settings::Timeouts;
+pub use settings::{Timeouts, seconds};
 use tokens::{Authorisations, Tokens};
 
 pub use metrics::Metrics;
@@ -77,7 +76,7 @@ pub enum Error {
     #[error("the upstream is unavailable: {0}")]
     Later(String, Duration),
     /// The upstream asked for a pause of this length (429).
-    #[error("the upstream is unavailable: too many requests, asks for a pause of {} s", endpoint::seconds(*.0))]
+    #[error("the upstream is unavailable: too many requests, asks for a pause of {} s", settings::seconds(*.0))]
     TooMany(Duration),
     /// The upstream's answer breaks a rule: wrong bytes, too large, a redirect to where nothing may
     /// be sent.
@@ -443,16 +442,16 @@ impl Upstreams {
         let mut endpoints = self.endpoints(&source.host).map_err(Some)?;
         endpoints.sort_by_key(|endpoint| {
             let mut avoided = wanted.avoid.iter();
-            avoided.any(|url| *url == endpoint.url.as_str())
+            avoided.any(|url| *url == endpoint.url().as_str())
         });
         for endpoint in endpoints {
-            if self.is_quarantined(endpoint.url.as_str(), digest) {
+            if self.is_quarantined(endpoint.url().as_str(), digest) {
                 failed = Some(worse(
                     failed,
                     &endpoint,
                     Error::Invalid(format!(
                         "{} sent all of {digest} a moment ago, and the bytes were wrong",
-                        endpoint.url
+                        endpoint.url()
                     )),
                 ));
                 continue;
@@ -508,8 +507,8 @@ impl Upstreams {
     pub fn quarantine(&self, endpoint: &str, digest: &Digest) {
         let of = |endpoints: &Vec<Arc<Endpoint>>| {
             let mut all = endpoints.iter();
-            all.find(|known| known.url.as_str() == endpoint)
-                .map(|known| known.label.clone())
+            all.find(|known| known.url().as_str() == endpoint)
+                .map(|known| known.label().to_owned())
         };
         let upstream = lock(&self.inner.endpoints).values().find_map(of);
         if let Some(upstream) = upstream {

@@ -123,6 +123,11 @@ pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> 
     }
 }
 
+/// A duration in whole seconds, rounded up.
+pub fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
 /// The pause where `Retry-After` tells none that can be read, and the least that a date tells.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 

@@ -6,7 +6,7 @@ use holdfast_core::oci::ManifestType;
 use http::{Method, header};
 use reqwest::Response;
 
-use super::{Endpoint, answer::text, call::Call};
+use super::{Endpoint, call::Call, headers::text};
 use crate::{Error, Login, Result, UpstreamRepository};
 
 impl Endpoint {
@@ -16,15 +16,15 @@ impl Endpoint {
     /// A mirror is the operator's choice as a whole: whatever opens it counts as configured, and it
     /// never sees the source's credentials.
     pub(crate) async fn access(&self, source: &UpstreamRepository, target: &str) -> Access {
-        let nobody = if self.is_own {
+        let nobody = if self.config.is_own {
             Access::Public
         } else {
             Access::Configured
         };
-        let configured = self.configured_logins().await.into_iter();
+        let configured = self.authenticator.configured_logins().await.into_iter();
         let mut tries = vec![(None, nobody)];
         tries.extend(configured.map(|login| (Some(login), Access::Configured)));
-        if self.is_own {
+        if self.config.is_own {
             let brought = source.logins.iter().cloned();
             tries.extend(brought.map(|login| (Some(login), Access::Proved)));
         }
@@ -39,7 +39,7 @@ impl Endpoint {
             }
         }
         // A refusal would tell which ports of this network are open.
-        if self.is_confidential() {
+        if self.disclosure.is_confidential() {
             return Access::Unknown;
         }
         otherwise
@@ -54,7 +54,7 @@ impl Endpoint {
     ) -> Result<bool> {
         let path = format!("manifests/{target}");
         let head = Call::new(source, Method::HEAD, &path);
-        match self.ask_as(&head, login).await {
+        match self.api.request_as(&head, login).await {
             Ok(answer) if is_of_manifest(&answer) => return Ok(true),
             // A page where people log in, or a server whose HEAD says nothing of its GET.
             Ok(_) | Err(Error::Invalid(_)) => {}
@@ -62,7 +62,7 @@ impl Endpoint {
             Err(error) => return Err(error),
         }
         let get = Call::new(source, Method::GET, &path);
-        match self.ask_as(&get, login).await {
+        match self.api.request_as(&get, login).await {
             Ok(answer) => self.read_manifest(&get, answer, target).await.map(|_| true),
             Err(Error::NotFound | Error::Unauthorized) => Ok(false),
             Err(error) => Err(error),

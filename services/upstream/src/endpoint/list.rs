@@ -6,7 +6,7 @@ use http::{Method, header};
 use reqwest::Response;
 use url::Url;
 
-use super::{Endpoint, answer::text, call::Call, too_slow};
+use super::{Endpoint, call::Call, headers::text, too_slow};
 use crate::{
     Error, Result, UpstreamRepository,
     entries::{Collected, Entry},
@@ -24,7 +24,7 @@ impl Endpoint {
             query: Some(PAGE),
             ..Call::new(source, Method::GET, "tags/list")
         };
-        let first = self.ask(&call).await?;
+        let first = self.api.request(&call).await?;
         Box::pin(self.pages(&call, first)).await
     }
 
@@ -38,7 +38,7 @@ impl Endpoint {
         let path = format!("referrers/{subject}");
         let call = Call::new(source, Method::GET, &path);
         let mut unread = None;
-        match self.ask(&call).await {
+        match self.api.request(&call).await {
             Ok(first) => {
                 let is_json = text(&first, header::CONTENT_TYPE)
                     .is_some_and(|text| text.to_ascii_lowercase().contains("json"));
@@ -55,12 +55,14 @@ impl Endpoint {
         let hex: String = subject.hex().chars().take(64).collect();
         let path = format!("manifests/{}-{hex}", subject.algorithm());
         let call = Call::new(source, Method::GET, &path);
-        match (self.ask(&call).await, unread) {
+        match (self.api.request(&call).await, unread) {
             (Ok(first), _) => Box::pin(self.pages(&call, first)).await,
             // A list that cannot be read is not an empty list.
             (Err(Error::NotFound), Some(unread)) => Err(unread),
             // Any web server answers so, and the requester is not to learn that there is one.
-            (Err(Error::NotFound), None) if !self.is_confidential() => Ok(Pages::default()),
+            (Err(Error::NotFound), None) if !self.disclosure.is_confidential() => {
+                Ok(Pages::default())
+            }
             (Err(error), _) => Err(error),
         }
     }
@@ -98,7 +100,7 @@ impl Endpoint {
                 ..Call::new(first.source, Method::GET, first.path)
             };
             let left = MAX_BYTES.saturating_sub(bytes);
-            let page = match self.read(&call, &mut response, left).await {
+            let page = match self.transport.read(&call, &mut response, left).await {
                 // More than all pages together may have.
                 Err(Error::Invalid(_)) if number > 1 => {
                     taken.cut();
@@ -121,7 +123,7 @@ impl Endpoint {
                 query: query.as_deref(),
                 ..Call::new(first.source, Method::GET, first.path)
             };
-            response = self.ask(&call).await?;
+            response = self.api.request(&call).await?;
         }
         Ok(())
     }

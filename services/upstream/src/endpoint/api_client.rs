@@ -1,140 +1,121 @@
-//! One request with the authorisation that worked before, else with each credential in turn, and
-//! last without any (SPEC 35).
+//! One request to the API: with the authorisation that worked before, else with each credential in
+//! turn, and last without any (SPEC 35).
+
+use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use reqwest::Response;
 use url::Url;
 
 use super::{
-    Authorisation, Endpoint,
-    answer::{Followed, challenge_of},
+    answer,
+    authenticator::Authenticator,
     call::Call,
+    config::EndpointConfig,
+    disclosure::Disclosure,
+    health::Health,
+    redirects::{Followed, Redirects},
 };
-use crate::{Error, Login, Result, UpstreamRepository, auth::Challenge, settings};
+use crate::{
+    Error, Login, Result, auth::Challenge, metrics::Metrics, pace::Pace, tokens::Authorisation,
+};
 
-impl Endpoint {
-    /// What worked for this repository before, if it is one of the `logins` that this request may
-    /// use.
-    pub(super) fn remembered(
-        &self,
-        call: &Call<'_>,
-        logins: &[Option<Login>],
-    ) -> Option<Authorisation> {
-        let known = self.known.get(self.url.as_str(), call.topic())?;
-        logins.contains(&known.login).then_some(known)
-    }
+/// The client of an endpoint's API.
+pub(super) struct ApiClient {
+    pub(super) config: Arc<EndpointConfig>,
+    pub(super) disclosure: Arc<Disclosure>,
+    pub(super) health: Arc<Health>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) redirects: Redirects,
+    /// The pace of requests to the endpoint's host.
+    pub(super) pace: Arc<Pace>,
+    pub(super) metrics: Metrics,
+}
 
-    fn remember(&self, call: &Call<'_>, known: Option<Authorisation>) {
-        if let Some(known) = known {
-            self.keep(call.topic(), known);
-        } else {
-            self.known.forget(self.url.as_str(), call.topic());
-        }
-    }
-
-    pub(super) fn keep(&self, topic: String, known: Authorisation) {
-        self.known.put(self.url.as_str(), topic, known);
-    }
-
-    /// What a request for this source may be made with, in order: its own credentials, the
-    /// endpoint's, none.
-    pub(super) async fn logins(&self, source: &UpstreamRepository) -> Vec<Option<Login>> {
-        let mut logins = Vec::new();
-        if self.is_own {
-            logins.extend(source.logins.iter().cloned().map(Some));
-        }
-        logins.extend(self.configured_logins().await.into_iter().map(Some));
-        logins.push(None);
-        logins
-    }
-
-    /// The operator's credentials for this endpoint.
-    pub(super) async fn configured_logins(&self) -> Vec<Login> {
-        let host = if let (true, Some(settings)) = (self.is_own, &self.settings) {
-            settings.host.clone()
-        } else {
-            let port = self.url.port().map(|port| format!(":{port}"));
-            let host = self.url.host_str().unwrap_or_default();
-            format!("{host}{}", port.unwrap_or_default())
-        };
-        settings::logins(&self.credentials, &host).await
-    }
-
-    /// Asks, and counts the outcome.
-    pub(super) async fn ask(&self, call: &Call<'_>) -> Result<Response> {
+impl ApiClient {
+    /// Sends a request with the first authorisation that is accepted.
+    pub(super) async fn request(&self, call: &Call<'_>) -> Result<Response> {
         self.counted(self.request_with_credentials(call).await)
     }
 
-    /// Asks with `login` only, or anonymously without one. What worked for this repository before
-    /// is neither used nor replaced, and a new token is requested: the answer is what the upstream
-    /// says now.
-    pub(super) async fn ask_as(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
+    /// Sends a request with `login` only, or anonymously without one. What worked for this
+    /// repository before is neither used nor replaced, and a new token is requested: the answer is
+    /// what the upstream says now.
+    pub(super) async fn request_as(
+        &self,
+        call: &Call<'_>,
+        login: Option<&Login>,
+    ) -> Result<Response> {
         self.counted(self.request_with_login(call, login).await)
     }
 
+    /// Counts the outcome of a request.
     fn counted(&self, outcome: Result<Response>) -> Result<Response> {
         // The reader of the metrics may be the one who named the host.
         let label = match &outcome {
             Ok(_) => "ok",
-            Err(_) if self.is_confidential() => "unavailable",
+            Err(_) if self.disclosure.is_confidential() => "unavailable",
             Err(error) => error.label(),
         };
-        self.metrics.asked(&self.label, label);
+        self.metrics.asked(&self.config.label, label);
         outcome
     }
 
     /// Waits until the call may be sent, and returns its URL.
     async fn admit(&self, call: &Call<'_>) -> Result<Url> {
-        self.check_open(call)?;
+        self.health.check_open(call)?;
         self.pace
             .take(call.repository(), &call.source.priority)
             .await?;
-        let mut url = self.api(&format!(
-            "{}/{}",
-            self.path_of(&call.source.repository),
-            call.path
-        ));
-        url.set_query(call.query);
-        Ok(url)
+        Ok(self.config.url_of(call))
+    }
+
+    fn outcome(&self, call: &Call<'_>, found: Followed) -> Result<Response> {
+        answer::outcome((&self.health, &self.disclosure), call, found)
     }
 
     async fn request_with_login(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
         let url = self.admit(call).await?;
-        let found = self.follow_redirects(call, &url, None).await?;
-        let challenge = match (found.response.status(), challenge_of(&found)) {
+        let found = self.redirects.follow(call, &url, None).await?;
+        let challenge = match (found.response.status(), found.challenge()) {
             (StatusCode::UNAUTHORIZED, Some(asked)) => asked,
             // Some registries refuse or hide where they should ask.
             (status, _) if login.is_some() && may_hide(call, status) && !found.elsewhere => {
                 self.challenge_of_root(call).await?
             }
-            _ => return self.answer(call, found),
+            _ => return self.outcome(call, found),
         };
         if login.is_none() && challenge == Challenge::Basic {
-            return self.answer(call, found);
+            return self.outcome(call, found);
         }
-        self.forget_token(call, &self.url, &challenge, login);
-        let header = self.authorisation(call, Some(&challenge), login).await?;
-        let found = self.follow_redirects(call, &url, header).await?;
-        self.answer(call, found)
+        self.authenticator
+            .forget_token(call, &self.config.url, &challenge, login);
+        let header = self
+            .authenticator
+            .authorisation(call, Some(&challenge), login)
+            .await?;
+        let found = self.redirects.follow(call, &url, header).await?;
+        self.outcome(call, found)
     }
 
     async fn request_with_credentials(&self, call: &Call<'_>) -> Result<Response> {
         let url = self.admit(call).await?;
-        let logins = self.logins(call.source).await;
+        let logins = self.authenticator.logins(call.source).await;
         let has_login = logins.iter().any(Option::is_some);
         let mut challenge = None;
-        if let Some(known) = self.remembered(call, &logins) {
+        if let Some(known) = self.authenticator.remembered(call, &logins) {
             let header = self
+                .authenticator
                 .authorisation(call, known.challenge.as_ref(), known.login.as_ref())
                 .await;
             if let Ok(header) = header {
-                let found = self.follow_redirects(call, &url, header).await?;
+                let found = self.redirects.follow(call, &url, header).await?;
                 // It may want another scope now.
-                challenge = challenge_of(&found);
+                challenge = found.challenge();
                 // Some registries answer 400 to a token that has ended (ECR Public).
                 let has_ended = found.response.status() == StatusCode::BAD_REQUEST
                     && matches!(known.challenge, Some(Challenge::Bearer { .. }));
-                match self.answer(call, found) {
+                match self.outcome(call, found) {
                     Err(Error::Unauthorized) => {}
                     Err(Error::Invalid(_)) if has_ended => {}
                     // It may be hidden from anonymous requests only.
@@ -142,30 +123,28 @@ impl Endpoint {
                     other => return other,
                 }
             }
-            if let Some(challenge) = &known.challenge {
-                self.forget_token(call, &self.url, challenge, known.login.as_ref());
-            }
-            self.remember(call, None);
+            self.authenticator.forget(call, &known);
             challenge = challenge.or(known.challenge);
         }
         let mut failed = Error::Unauthorized;
         if challenge.is_none() {
-            let found = self.follow_redirects(call, &url, None).await?;
-            match (found.response.status(), challenge_of(&found)) {
+            let found = self.redirects.follow(call, &url, None).await?;
+            match (found.response.status(), found.challenge()) {
                 (StatusCode::UNAUTHORIZED, Some(asked)) => challenge = Some(asked),
                 // Some registries refuse or hide where they should ask: each credential gets its
                 // try.
                 (status, _) if has_login && may_hide(call, status) && !found.elsewhere => {
-                    if let Err(error) = self.answer(call, found) {
+                    if let Err(error) = self.outcome(call, found) {
                         failed = error;
                     }
                     challenge = Some(self.challenge_of_root(call).await?);
                 }
                 _ => {
-                    let answer = self.answer(call, found);
+                    let answer = self.outcome(call, found);
                     if answer.is_ok() {
                         let (login, challenge) = (None, None);
-                        self.remember(call, Some(Authorisation { login, challenge }));
+                        self.authenticator
+                            .remember(call, Authorisation { login, challenge });
                     }
                     return answer;
                 }
@@ -188,6 +167,7 @@ impl Endpoint {
                 continue;
             }
             let header = match self
+                .authenticator
                 .authorisation(call, challenge.as_ref(), login.as_ref())
                 .await
             {
@@ -195,11 +175,12 @@ impl Endpoint {
                 Err(Error::Unauthorized) => continue,
                 Err(error) => return Err(error),
             };
-            let found = self.follow_redirects(call, url, header).await?;
-            match self.answer(call, found) {
+            let found = self.redirects.follow(call, url, header).await?;
+            match self.outcome(call, found) {
                 Ok(response) => {
                     let login = login.clone();
-                    self.remember(call, Some(Authorisation { login, challenge }));
+                    self.authenticator
+                        .remember(call, Authorisation { login, challenge });
                     return Ok(response);
                 }
                 // Some registries hide content from users without access.
@@ -215,8 +196,13 @@ impl Endpoint {
     /// path.
     async fn challenge_of_root(&self, call: &Call<'_>) -> Result<Challenge> {
         let root = Call::new(call.source, Method::GET, "");
-        let found: Followed = self.follow_redirects(&root, &self.root, None).await?;
-        Ok(challenge_of(&found).map_or(Challenge::Basic, Challenge::without_scope))
+        let found = self
+            .redirects
+            .follow(&root, &self.config.root, None)
+            .await?;
+        Ok(found
+            .challenge()
+            .map_or(Challenge::Basic, Challenge::without_scope))
     }
 }
 
