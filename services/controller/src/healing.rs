@@ -31,7 +31,7 @@ use holdfast_api::history::ImageHistory;
 use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_config::{HealingMode, HealingValues};
 use holdfast_runtime::supervise::Heartbeat;
-use policies::Policies;
+use policy_probe::PolicyProbe;
 use retry_triggers::RetryTriggers;
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -99,6 +99,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     let mut version = context.index.version.subscribe();
     let mut state = context.healing.state.subscribe();
     context.known(&heart).await;
+    let mut policy_probe = PolicyProbe::new(context.clone());
     let mut healer = Healer::new(context);
     loop {
         version.borrow_and_update();
@@ -107,7 +108,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
             heart.beat();
             healer.perform(task).await;
         }
-        healer.probe_policies().await;
+        policy_probe.run().await;
         heart.success();
         tokio::select! {
             _ = version.changed() => {}
@@ -137,11 +138,10 @@ struct Note {
     needed_help: Instant,
 }
 
-/// The loop's own state.
+/// What the loop knows beside the shared state.
 struct Healer {
     context: Context,
     refusals: Refusals,
-    policies: Policies,
     retry_triggers: RetryTriggers,
     /// By UID.
     notes: HashMap<String, Note>,
@@ -168,15 +168,11 @@ type Copies = HashMap<(String, String), (Copy, String)>;
 impl Healer {
     fn new(context: Context) -> Self {
         let Policy {
-            patches,
-            evictions,
-            probe_pauses,
-            ..
+            patches, evictions, ..
         } = context.healing.policy;
         Self {
             context,
             refusals: Refusals::default(),
-            policies: Policies::new(probe_pauses),
             retry_triggers: RetryTriggers::default(),
             notes: HashMap::new(),
             recreated: HashMap::new(),

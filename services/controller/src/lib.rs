@@ -16,7 +16,7 @@ pub mod nodes;
 pub mod state;
 
 use events::Publisher;
-use holdfast_api::access::AccessList;
+use holdfast_api::access::{AccessList, ImageAccess};
 use holdfast_api::names::Names;
 use holdfast_cluster_model::{Scope, ScopeError};
 use holdfast_config::Config;
@@ -154,6 +154,14 @@ impl Context {
             heart.beat();
             tokio::time::sleep(SYNC_POLL_INTERVAL).await;
         }
+    }
+
+    /// The images that pods may pull from the registry, as the webhook knows it.
+    pub(crate) fn image_access(&self) -> ImageAccess {
+        let by_namespace = self.config.values.access.is_by_namespace();
+        let state = self.healing.state.borrow();
+        let access = state.as_ref().and_then(|state| state.access.as_ref());
+        ImageAccess::new(by_namespace, access)
     }
 
     /// The part that the watches need.

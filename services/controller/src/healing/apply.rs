@@ -132,7 +132,7 @@ impl Healer {
             return Ok(None);
         };
         Arc::make_mut(&mut current).wanted &= stuck_pod.wanted;
-        let snapshot = self.snapshot();
+        let snapshot = self.context.healing.snapshot();
         let one = [(pod.clone(), current)];
         let copies = self.copies(&one, snapshot.now);
         let [(_, current)] = one;

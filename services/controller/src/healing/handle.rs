@@ -2,6 +2,7 @@
 //! for early retries and confirmations.
 
 use super::Policy;
+use super::decide::Snapshot;
 use crate::index::Key;
 use holdfast_api::state::{ClusterState, Exclusion};
 use parking_lot::Mutex;
@@ -60,6 +61,20 @@ impl Healing {
             }
             differs
         });
+    }
+
+    /// What decisions need to know beside pods and copies.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let state = self.state.borrow();
+        Snapshot {
+            address: state
+                .as_ref()
+                .filter(|state| state.rewrite)
+                .map(|state| state.registry_address.clone()),
+            grace: self.policy.grace,
+            now: jiff::Timestamp::now().as_second(),
+            recreates: self.policy.evictions.0 > 0,
+        }
     }
 
     /// Requests retries of these Artifacts before their pauses end.

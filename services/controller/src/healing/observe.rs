@@ -5,7 +5,6 @@ use super::decide::{Act, Copy, Snapshot, decide, relies_on};
 use super::{Copies, Healer, MAX_CONFIRMATIONS_PER_ROUND, NOTE_TTL, Note, Task, exclusions};
 use crate::Context;
 use crate::index::{ClusterIndex, Key};
-use holdfast_api::access::ImageAccess;
 use holdfast_api::artifact::Reason;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::state::EVERY_SOURCE;
@@ -22,33 +21,10 @@ use std::time::Instant;
 type Failed = HashMap<String, HashMap<String, (String, BTreeSet<(String, bool)>)>>;
 
 impl Healer {
-    pub(super) fn snapshot(&self) -> Snapshot {
-        let state = self.context.healing.state.borrow();
-        Snapshot {
-            address: state
-                .as_ref()
-                .filter(|state| state.rewrite)
-                .map(|state| state.registry_address.clone()),
-            grace: self.context.healing.policy.grace,
-            now: jiff::Timestamp::now().as_second(),
-            recreates: self.context.healing.policy.evictions.0 > 0,
-        }
-    }
-
-    /// The images that pods may pull from the registry, as the webhook knows it.
-    pub(super) fn access(&self) -> ImageAccess {
-        let by_namespace = self.context.config.values.access.is_by_namespace();
-        let state = self.context.healing.state.borrow();
-        ImageAccess::new(
-            by_namespace,
-            state.as_ref().and_then(|state| state.access.as_ref()),
-        )
-    }
-
     /// The acts that are due, by pod.
     pub(super) fn tasks(&mut self) -> Vec<Task> {
         let context = self.context.clone();
-        let (now, snapshot) = (Instant::now(), self.snapshot());
+        let (now, snapshot) = (Instant::now(), self.context.healing.snapshot());
         let mut stuck_pods = stuck_pods(&context);
         let failed = self.observe_artifacts(snapshot.now);
         self.trigger_retries(failed, now);
@@ -212,7 +188,7 @@ impl Healer {
     /// The copies of the stuck pods' images, as the index knows them.
     pub(super) fn copies(&self, stuck_pods: &[(Key, Arc<StuckPod>)], now: i64) -> Copies {
         let proof = self.context.healing.policy.proof;
-        let access = self.access();
+        let access = self.context.image_access();
         let permits = |namespace: &str, source: &str| {
             Reference::parse(source).is_ok_and(|source| access.permits(namespace, &source))
         };

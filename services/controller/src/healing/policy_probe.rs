@@ -1,8 +1,9 @@
 //! Tests of policies: excludes a namespace in which a policy denies pods, and ends the exclusion
 //! when the rewrite was not the cause or when a dry run passes.
 
-use super::policies::{Refusal, Step};
-use super::{Healer, events, exclusions};
+use super::policies::{Policies, Refusal, Step};
+use super::{events, exclusions};
+use crate::Context;
 use crate::apply::patch_params;
 use crate::index::{ClusterIndex, Key};
 use holdfast_api::state::EVERY_SOURCE;
@@ -19,13 +20,24 @@ const MAX_PROBED_PODS: usize = 3;
 /// The label of the action in metrics and logs.
 const ACTION: &str = "exclude_namespace";
 
-impl Healer {
+/// Tests which policies deny the registry's references.
+pub(super) struct PolicyProbe {
+    context: Context,
+    policies: Policies,
+}
+
+impl PolicyProbe {
+    pub(super) fn new(context: Context) -> Self {
+        let policies = Policies::new(context.healing.policy.probe_pauses);
+        Self { context, policies }
+    }
+
     /// Excludes namespaces in which a policy denies pods, and ends their exclusions.
-    pub(super) async fn probe_policies(&mut self) {
+    pub(super) async fn run(&mut self) {
         if self.context.healing.policy.mode != HealingMode::Heal {
             return;
         }
-        let now = self.snapshot().now;
+        let now = self.context.healing.snapshot().now;
         let mut excluded = self.excluded_namespaces();
         let gone: Vec<String> = ClusterIndex::read(&self.context.index.namespaces, |namespaces| {
             let is_gone =
@@ -107,7 +119,7 @@ impl Healer {
     }
 
     fn address(&self) -> String {
-        self.snapshot().address.unwrap_or_default()
+        self.context.healing.snapshot().address.unwrap_or_default()
     }
 
     fn excluded_namespaces(&self) -> BTreeSet<String> {
@@ -156,7 +168,7 @@ impl Healer {
             facts.is_some_and(|facts| !facts.terminating && scope.includes(namespace, facts))
         });
         included
-            && self.snapshot().address.is_some()
+            && self.context.healing.snapshot().address.is_some()
             && index.owners.read(|view| {
                 if !view.contains_key(denial.owner.reference.kind.as_str()) {
                     return true;
@@ -240,9 +252,12 @@ impl Healer {
 
     /// The change of one image of a pod to the registry's reference.
     fn probe_patch(&self, live: &Pod) -> Option<json_patch::Patch> {
-        let address = self.snapshot().address?;
+        let address = self.context.healing.snapshot().address?;
         let addresses = self.context.index.addresses.borrow().clone();
-        let (access, namespace) = (self.access(), live.metadata.namespace.as_deref());
+        let (access, namespace) = (
+            self.context.image_access(),
+            live.metadata.namespace.as_deref(),
+        );
         let found = core_pod::original_images(&document(live), &addresses)
             .into_iter()
             .find(|image| {
