@@ -9,7 +9,7 @@ mod watch_cache;
 
 pub use holdfast_cluster_model::Key;
 pub use owners::{Owners, watch_owners};
-pub use watch_cache::{WatchCache, key};
+pub use watch_cache::{Change, WatchCache, key};
 
 use crate::metrics::Metrics;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -214,7 +214,8 @@ where
             next = stream.try_next() => match next {
                 Ok(Some(event)) => {
                     heart.success();
-                    let changed = cache.write().apply(event, &mut facts);
+                    let change = Change::of(event, &mut facts);
+                    let changed = cache.write().apply(change);
                     if changed {
                         index.notify();
                     }

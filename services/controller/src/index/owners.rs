@@ -4,7 +4,7 @@
 //! A kind that this process may not list (403), or that the API server does not have, is reported
 //! once and skipped: its images then count only while pods use them.
 
-use super::watch_cache::WatchCache;
+use super::watch_cache::{Change, WatchCache};
 use super::{BEAT, ClusterIndex, Watches};
 use futures::StreamExt as _;
 use holdfast_cluster_model::{OwnerFacts, OwnerView, address_of, owner_facts};
@@ -226,10 +226,8 @@ async fn follow(watches: &Watches, of: &OfKind, heart: &Heartbeat) -> Ended {
                 Some(Ok(event)) => {
                     heart.success();
                     let listed = matches!(event, watcher::Event::InitDone);
-                    let changed = of
-                        .known
-                        .write()
-                        .apply(event, &mut facts);
+                    let change = Change::of(event, &mut facts);
+                    let changed = of.known.write().apply(change);
                     if listed && of.hidden.swap(false, Ordering::Relaxed) {
                         watches.metrics.hidden(of.kind.plural, false);
                         tracing::info!(

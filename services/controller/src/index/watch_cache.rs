@@ -55,26 +55,49 @@ impl<V> WatchCache<V> {
     }
 }
 
-impl<V: PartialEq> WatchCache<V> {
-    /// Takes in one event; true when the content differs afterwards.
-    pub fn apply<K: ResourceExt>(
-        &mut self,
-        event: Event<K>,
-        facts: &mut impl FnMut(K) -> V,
-    ) -> bool {
+/// One event of a watch, with the facts about its object. They are computed before the cache is
+/// locked, because conditions are evaluated for them.
+#[derive(Debug)]
+pub enum Change<V> {
+    /// A list begins.
+    ListStarted,
+    /// An object of the list.
+    Listed(Key, V),
+    /// The list is complete.
+    ListCompleted,
+    /// An object was made or changed.
+    Set(Key, V),
+    /// An object is gone.
+    Removed(Key),
+}
+
+impl<V> Change<V> {
+    /// Computes the facts of an event.
+    pub fn of<K: ResourceExt>(event: Event<K>, facts: impl FnOnce(K) -> V) -> Self {
         match event {
-            Event::Init => {
+            Event::Init => Self::ListStarted,
+            Event::InitApply(object) => Self::Listed(key(&object), facts(object)),
+            Event::InitDone => Self::ListCompleted,
+            Event::Apply(object) => Self::Set(key(&object), facts(object)),
+            Event::Delete(object) => Self::Removed(key(&object)),
+        }
+    }
+}
+
+impl<V: PartialEq> WatchCache<V> {
+    /// Applies one change; true when the content differs afterwards. Only one task applies the
+    /// changes of a watch, in the order of its events, so no older facts replace newer ones.
+    pub fn apply(&mut self, change: Change<V>) -> bool {
+        match change {
+            Change::ListStarted => {
                 self.incoming = Some(HashMap::new());
                 false
             }
-            Event::InitApply(object) => {
-                let key = key(&object);
-                self.incoming
-                    .get_or_insert_default()
-                    .insert(key, facts(object));
+            Change::Listed(key, value) => {
+                self.incoming.get_or_insert_default().insert(key, value);
                 false
             }
-            Event::InitDone => {
+            Change::ListCompleted => {
                 let Some(incoming) = self.incoming.take() else {
                     return false;
                 };
@@ -83,16 +106,14 @@ impl<V: PartialEq> WatchCache<V> {
                 self.synced = true;
                 changed
             }
-            Event::Apply(object) => {
-                let key = key(&object);
-                let value = facts(object);
+            Change::Set(key, value) => {
                 if self.current.get(&key) == Some(&value) {
                     return false;
                 }
                 self.current.insert(key, value);
                 true
             }
-            Event::Delete(object) => self.current.remove(&key(&object)).is_some(),
+            Change::Removed(key) => self.current.remove(&key).is_some(),
         }
     }
 }
@@ -122,29 +143,29 @@ mod tests {
     #[test]
     fn a_new_list_replaces_everything_only_when_complete() {
         let mut cache: WatchCache<String> = WatchCache::default();
-        let mut facts = |object: ConfigMap| object.name_any();
-        cache.apply(Event::Init, &mut facts);
-        cache.apply(Event::InitApply(object("a")), &mut facts);
+        let change = |event| Change::of(event, |object: ConfigMap| object.name_any());
+        cache.apply(change(Event::Init));
+        cache.apply(change(Event::InitApply(object("a"))));
         assert!(!cache.synced());
         assert!(
-            cache.apply(Event::InitDone, &mut facts),
+            cache.apply(change(Event::InitDone)),
             "an empty world that is known is a change"
         );
-        assert!(cache.apply(Event::Apply(object("b")), &mut facts));
+        assert!(cache.apply(change(Event::Apply(object("b")))));
         assert!(
-            !cache.apply(Event::Apply(object("b")), &mut facts),
+            !cache.apply(change(Event::Apply(object("b")))),
             "the same again"
         );
-        cache.apply(Event::<ConfigMap>::Init, &mut facts);
-        cache.apply(Event::InitApply(object("b")), &mut facts);
+        cache.apply(change(Event::Init));
+        cache.apply(change(Event::InitApply(object("b"))));
         assert_eq!(
             names(&cache),
             ["a", "b"],
             "the old content stays until the new one is complete"
         );
-        assert!(cache.apply(Event::InitDone, &mut facts));
+        assert!(cache.apply(change(Event::InitDone)));
         assert_eq!(names(&cache), ["b"]);
-        assert!(cache.apply(Event::Delete(object("b")), &mut facts));
+        assert!(cache.apply(change(Event::Delete(object("b")))));
         assert!(names(&cache).is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! What the loop requests from the API server while pods come and go.
 
 use super::*;
-use crate::index::WatchCache;
+use crate::index::{Change, WatchCache};
 use holdfast_cluster_model::{NodeFacts, PodFacts};
 use holdfast_runtime::CancellationToken;
 use holdfast_runtime::health::Health;
@@ -39,7 +39,7 @@ fn put<K: ResourceExt, V: PartialEq + Clone>(
     facts: &V,
 ) {
     let mut mirror = mirror.write();
-    mirror.apply(event, &mut |_| facts.clone());
+    mirror.apply(Change::of(event, |_| facts.clone()));
 }
 
 impl Loop {
