@@ -3,8 +3,10 @@
 use holdfast_api::artifact::Reason;
 
 /// What to do about a volume that is filling up or full.
-pub const ENLARGE: &str = "enlarge the registry's volume (clusterRegistry.storageSize); deleting \
-                           Artifacts or images frees no space in this version";
+pub const ENLARGE: &str = "\
+    enlarge the registry's volume: raise clusterRegistry.storageSize, or, with \
+    registry.storage.existingClaim, the size of that claim or of its storage; deleting Artifacts \
+    or images frees no space in this version";
 
 /// What to do about an image that is not local for this reason.
 pub fn advice(reason: Reason) -> &'static str {

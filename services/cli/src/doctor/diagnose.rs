@@ -485,6 +485,7 @@ mod tests {
             &[
                 "volume is full",
                 "clusterRegistry.storageSize",
+                "registry.storage.existingClaim",
                 "frees no space",
             ],
         );
@@ -495,6 +496,7 @@ mod tests {
             &[
                 "volume is filling",
                 "clusterRegistry.storageSize",
+                "registry.storage.existingClaim",
                 "frees no space",
             ],
         );
