@@ -20,8 +20,10 @@ use crate::{kind, node_image, packages};
 
 mod faults;
 mod inspection;
-mod joining;
+pub mod joining;
 mod volumes;
+
+pub use volumes::SharedVolume;
 
 /// How a cluster is made.
 #[derive(Clone, Debug)]

@@ -30,6 +30,6 @@ pub mod programs;
 pub mod progress;
 
 pub use apiserver::ApiServer;
-pub use cluster::{Cluster, Options, Status};
+pub use cluster::{Cluster, Options, SharedVolume, Status, joining};
 pub use kind::SHARED_FOLDER;
 pub use programs::Program;

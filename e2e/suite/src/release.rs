@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use holdfast_cluster::{Cluster, Program, SHARED_FOLDER};
+use holdfast_cluster::{Cluster, Program, SHARED_FOLDER, SharedVolume};
 use serde_json::{Value, json};
 
 use crate::command;
@@ -153,9 +153,14 @@ impl Release {
         }
         if self.current.is_none() && self.shared {
             let name = format!("registry-{}", unique()?);
+            let volume = SharedVolume {
+                cluster: &self.cluster,
+                name: &name,
+                size: "2Gi",
+            };
             match self.small {
-                Some(mib) => self.cluster.create_small_shared_volume(&name, "2Gi", mib)?,
-                None => self.cluster.create_shared_volume(&name, "2Gi")?,
+                Some(mib) => volume.create_small(mib)?,
+                None => volume.create()?,
             }
             self.volume = Some(name);
         }

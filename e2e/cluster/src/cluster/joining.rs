@@ -11,128 +11,129 @@ use crate::kind::SHARED_FOLDER;
 const CONTAINERD: &str = "/etc/containerd/config.toml";
 const KUBEADM: &str = "/kind/kubeadm.conf";
 
-impl Cluster {
-    /// Starts a machine like the workers that is no node yet, and waits until its container runtime
-    /// answers.
-    pub fn start_machine(&mut self, name: &str) -> Result<()> {
-        let model = self.model(name)?;
-        let image = self
+/// Starts a machine like the workers that is no node yet, and waits until its container runtime
+/// answers.
+pub fn start_machine(cluster: &mut Cluster, name: &str) -> Result<()> {
+    let model = model(cluster, name)?;
+    let image = cluster
+        .engine
+        .docker(["inspect", "--format", "{{.Config.Image}}", &model])?;
+    let shared = format!("{}:{SHARED_FOLDER}", cluster.shared_folder().display());
+    let label = format!("io.x-k8s.kind.cluster={}", cluster.name);
+    // As kind starts its nodes.
+    cluster.engine.docker([
+        "run",
+        "--detach",
+        "--tty",
+        "--name",
+        name,
+        "--hostname",
+        name,
+        "--label",
+        &label,
+        "--label",
+        "io.x-k8s.kind.role=worker",
+        "--net",
+        "kind",
+        "--restart=on-failure:1",
+        "--init=false",
+        "--cgroupns=private",
+        "--privileged",
+        "--security-opt",
+        "seccomp=unconfined",
+        "--security-opt",
+        "apparmor=unconfined",
+        "--tmpfs",
+        "/tmp",
+        "--tmpfs",
+        "/run",
+        "--volume",
+        "/var",
+        "--volume",
+        "/lib/modules:/lib/modules:ro",
+        "--volume",
+        &shared,
+        image.trim(),
+    ])?;
+    if let Some(address) = cluster.current_addresses()?.remove(name) {
+        cluster.state.addresses.insert(name.to_owned(), address);
+        cluster.state.write(&cluster.folder)?;
+    }
+    wait_for_runtime(cluster, name)?;
+    let configuration = cluster.node_exec(&model, &["cat", CONTAINERD])?;
+    write_file(cluster, name, CONTAINERD, &configuration)?;
+    cluster.node_exec(name, &["systemctl", "restart", "containerd"])?;
+    wait_for_runtime(cluster, name)
+}
+
+/// Makes a machine a node of the cluster; does not wait until it is Ready.
+pub fn join(cluster: &Cluster, name: &str) -> Result<()> {
+    let model = model(cluster, name)?;
+    let address = |node: &str| {
+        let known = cluster.state.addresses.get(node).cloned();
+        known.with_context(|| format!("the address of {node} is not known"))
+    };
+    let token = cluster.node_exec(&cluster.control_plane()?, &["kubeadm", "token", "create"])?;
+    let token = token.lines().next_back().unwrap_or_default().trim();
+    let configuration = cluster.node_exec(&model, &["cat", KUBEADM])?;
+    let configuration = for_machine(
+        &configuration,
+        (&model, &address(&model)?),
+        (name, &address(name)?),
+        token,
+    );
+    write_file(cluster, name, KUBEADM, &configuration)?;
+    cluster.node_exec(
+        name,
+        &[
+            "kubeadm",
+            "join",
+            "--config",
+            KUBEADM,
+            "--skip-phases=preflight",
+        ],
+    )?;
+    Ok(())
+}
+
+/// Takes a node out of the cluster, and its machine away with its disk. What is not there is
+/// fine.
+pub fn remove_node(cluster: &mut Cluster, name: &str) -> Result<()> {
+    cluster.kubectl(&["delete", "node", name, "--ignore-not-found"])?;
+    if cluster.nodes()?.iter().any(|node| node == name) {
+        cluster
             .engine
-            .docker(["inspect", "--format", "{{.Config.Image}}", &model])?;
-        let shared = format!("{}:{SHARED_FOLDER}", self.shared_folder().display());
-        let label = format!("io.x-k8s.kind.cluster={}", self.name);
-        // As kind starts its nodes.
-        self.engine.docker([
-            "run",
-            "--detach",
-            "--tty",
-            "--name",
-            name,
-            "--hostname",
-            name,
-            "--label",
-            &label,
-            "--label",
-            "io.x-k8s.kind.role=worker",
-            "--net",
-            "kind",
-            "--restart=on-failure:1",
-            "--init=false",
-            "--cgroupns=private",
-            "--privileged",
-            "--security-opt",
-            "seccomp=unconfined",
-            "--security-opt",
-            "apparmor=unconfined",
-            "--tmpfs",
-            "/tmp",
-            "--tmpfs",
-            "/run",
-            "--volume",
-            "/var",
-            "--volume",
-            "/lib/modules:/lib/modules:ro",
-            "--volume",
-            &shared,
-            image.trim(),
-        ])?;
-        if let Some(address) = self.current_addresses()?.remove(name) {
-            self.state.addresses.insert(name.to_owned(), address);
-            self.state.write(&self.folder)?;
+            .docker(["rm", "--force", "--volumes", name])?;
+    }
+    cluster.state.addresses.remove(name);
+    cluster.state.write(&cluster.folder)
+}
+
+/// The worker that others are made like.
+fn model(cluster: &Cluster, new: &str) -> Result<String> {
+    cluster
+        .workers()?
+        .into_iter()
+        .find(|worker| worker != new)
+        .context("the cluster has no worker on this machine's engine")
+}
+
+fn write_file(cluster: &Cluster, node: &str, path: &str, content: &str) -> Result<()> {
+    let mut command = cluster.engine.command("docker");
+    command.args(["exec", "--interactive", node, "cp", "/dev/stdin", path]);
+    run_with_input(&mut command, content.as_bytes())?;
+    Ok(())
+}
+
+fn wait_for_runtime(cluster: &Cluster, node: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while cluster.node_exec(node, &["crictl", "version"]).is_err() {
+        if Instant::now() > deadline {
+            bail!("the container runtime of {node} does not answer");
         }
-        self.wait_for_runtime(name)?;
-        let configuration = self.node_exec(&model, &["cat", CONTAINERD])?;
-        self.write_file(name, CONTAINERD, &configuration)?;
-        self.node_exec(name, &["systemctl", "restart", "containerd"])?;
-        self.wait_for_runtime(name)
+        std::thread::sleep(Duration::from_millis(500));
     }
-
-    /// Makes a machine a node of the cluster; does not wait until it is Ready.
-    pub fn join(&self, name: &str) -> Result<()> {
-        let model = self.model(name)?;
-        let address = |node: &str| {
-            let known = self.state.addresses.get(node).cloned();
-            known.with_context(|| format!("the address of {node} is not known"))
-        };
-        let token = self.node_exec(&self.control_plane()?, &["kubeadm", "token", "create"])?;
-        let token = token.lines().next_back().unwrap_or_default().trim();
-        let configuration = self.node_exec(&model, &["cat", KUBEADM])?;
-        let configuration = for_machine(
-            &configuration,
-            (&model, &address(&model)?),
-            (name, &address(name)?),
-            token,
-        );
-        self.write_file(name, KUBEADM, &configuration)?;
-        self.node_exec(
-            name,
-            &[
-                "kubeadm",
-                "join",
-                "--config",
-                KUBEADM,
-                "--skip-phases=preflight",
-            ],
-        )?;
-        Ok(())
-    }
-
-    /// Takes a node out of the cluster, and its machine away with its disk. What is not there is
-    /// fine.
-    pub fn remove_node(&mut self, name: &str) -> Result<()> {
-        self.kubectl(&["delete", "node", name, "--ignore-not-found"])?;
-        if self.nodes()?.iter().any(|node| node == name) {
-            self.engine.docker(["rm", "--force", "--volumes", name])?;
-        }
-        self.state.addresses.remove(name);
-        self.state.write(&self.folder)
-    }
-
-    /// The worker that others are made like.
-    fn model(&self, new: &str) -> Result<String> {
-        self.workers()?
-            .into_iter()
-            .find(|worker| worker != new)
-            .context("the cluster has no worker on this machine's engine")
-    }
-
-    fn write_file(&self, node: &str, path: &str, content: &str) -> Result<()> {
-        let mut command = self.engine.command("docker");
-        command.args(["exec", "--interactive", node, "cp", "/dev/stdin", path]);
-        run_with_input(&mut command, content.as_bytes())?;
-        Ok(())
-    }
-
-    fn wait_for_runtime(&self, node: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(90);
-        while self.node_exec(node, &["crictl", "version"]).is_err() {
-            if Instant::now() > deadline {
-                bail!("the container runtime of {node} does not answer");
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// The configuration of one node's `kubeadm join` for another one: name and address. kind writes it

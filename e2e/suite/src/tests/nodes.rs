@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use holdfast_cluster::joining;
 use serde_json::{Value, json};
 
 use crate::kube;
@@ -232,10 +233,10 @@ pub(super) fn a_node_joins_without_uplink_and_takes_no_pod_before_its_agent_pull
     site.install(&values())?;
     let app = site.push(&site.private, "team/joiner", 2, 1 << 20)?;
     let node = format!("{}-joiner", site.cluster.name());
-    site.cluster.start_machine(&node)?;
+    joining::start_machine(&mut site.cluster, &node)?;
     let joined = join(site, &node, &app.reference, &archive);
     let healed = site.private.heal().and_then(|()| site.plain.heal());
-    let removed = site.cluster.remove_node(&node);
+    let removed = joining::remove_node(&mut site.cluster, &node);
     joined?;
     healed.and(removed)
 }
@@ -254,7 +255,7 @@ fn join(site: &mut Site, node: &str, image: &str, archive: &std::path::Path) -> 
     site.private.down()?;
     site.plain.down()?;
 
-    site.cluster.join(node)?;
+    joining::join(&site.cluster, node)?;
     eventually(START, || {
         let object = site.kube.get(&["node", node])?;
         ensure!(kube::condition(&object, "Ready"), "{node} is not Ready");
