@@ -20,6 +20,10 @@ use crate::terminal;
 /// to its last.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// Most rounds of checks and repairs: a disk that reads different bytes each time must not cause an
+/// endless loop.
+const MAX_ROUNDS: usize = 5;
+
 /// Arguments of `fsck`.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -31,8 +35,8 @@ Examples:
 Works beside running registries: files younger than an hour may belong to a running operation and \
 are not reported.
 
-Exit status: 0 nothing is wrong (or everything was repaired), 1 there are findings, 2 the check \
-could not run.")]
+Exit status: 0 nothing is wrong (or everything was repaired and nothing is missing), 1 there are \
+findings, 2 the check could not run.")]
 pub struct Args {
     /// Data folder of the registry (rootdirectory of distribution)
     #[arg(long, value_name = "DIR")]
@@ -79,8 +83,11 @@ impl Entry {
         matches!(self.outcome.as_deref(), Some("repaired" | "resolved"))
     }
 
-    fn is_restored(&self) -> bool {
-        self.kind == Kind::SoundInQuarantine.as_str() && self.is_resolved()
+    /// Whether its repair moved content into the quarantine or out of it, which changes what else
+    /// is found.
+    fn moved_content(&self) -> bool {
+        let kinds = [Kind::WrongContent, Kind::SoundInQuarantine];
+        kinds.iter().any(|kind| kind.as_str() == self.kind) && self.is_resolved()
     }
 }
 
@@ -97,11 +104,18 @@ fn check(args: &Args) -> anyhow::Result<Document> {
             args.data.display()
         ))?;
     }
-    let (totals, mut entries) = round(args)?;
-    // What lies behind content that was missing could not be checked before it was given back.
-    if entries.iter().any(Entry::is_restored) {
+    let (mut totals, mut entries) = round(args)?;
+    // Content in the quarantine is missing now, and content from there may refer to more content.
+    let mut moved = entries.iter().any(Entry::moved_content);
+    for _ in 1..MAX_ROUNDS {
+        if !moved {
+            break;
+        }
         entries.retain(Entry::is_resolved);
-        entries.extend(round(args)?.1);
+        let next;
+        (totals, next) = round(args)?;
+        moved = next.iter().any(Entry::moved_content);
+        entries.extend(next);
     }
     let text = render(&args.data, &totals, &entries, args.repair);
     let clean = entries.iter().all(Entry::is_resolved);
@@ -166,7 +180,8 @@ fn run_survey(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
     }
     found.with_context(|| {
         format!(
-            "{} holds no registry: docker/registry/v2 is expected below it (distribution's rootdirectory)",
+            "{} holds no registry: docker/registry/v2 is expected below it (distribution's \
+             rootdirectory)",
             root.display()
         )
     })
