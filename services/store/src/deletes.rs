@@ -188,7 +188,7 @@ impl Deletes {
             .into_iter()
             .flatten()
         {
-            let is_write = layout::is_temporary_of(&entry.name, OsStr::new("link"));
+            let is_write = layout::is_temporary_of(&entry.name, OsStr::new(layout::names::LINK));
             // Names of older versions, before temporary files began with a dot.
             let is_old_write = entry
                 .name

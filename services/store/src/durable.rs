@@ -19,6 +19,7 @@ use crate::{
     Error, Result,
     error::absent,
     files::{create_dir_unsynced, metadata, open_read, parent, retry_after_refresh, temporary},
+    layout::names,
     volume::{Metadata, Volume, VolumeFile},
 };
 
@@ -81,7 +82,7 @@ fn is_volatile(path: &Path) -> bool {
     path.parent()
         .into_iter()
         .flat_map(Path::ancestors)
-        .any(|folder| folder.ends_with("_manifests/tags"))
+        .any(|folder| folder.ends_with(names::TAG_FOLDERS))
 }
 
 impl DurableFs {

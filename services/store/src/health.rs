@@ -8,7 +8,9 @@ use std::{io, path::Path};
 
 use uuid::Uuid;
 
-use crate::{Error, Layout, Result, Space, WriteGate, error::absent, files, volume::Volume};
+use crate::{
+    Error, Layout, Result, Space, WriteGate, error::absent, files, layout::names, volume::Volume,
+};
 
 /// How full the volume is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub(crate) fn check(
         (Ok(()), Some(_)) => SpaceLevel::Filling,
         (Ok(()), None) => SpaceLevel::Enough,
     };
-    let path = own.join("volume-id");
+    let path = own.join(names::VOLUME_ID);
     let volume_id = match read_volume_id(volume, &path)? {
         Some(known) => Some(known),
         None if writable => Some(assign_volume_id(volume, &path)?),

@@ -44,6 +44,39 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
+/// The names of folders and files of the layout.
+pub(crate) mod names {
+    pub(crate) const BLOBS: &str = "blobs";
+    /// The bytes of a blob, and those of an upload session.
+    pub(crate) const DATA: &str = "data";
+    pub(crate) const REPOSITORIES: &str = "repositories";
+    pub(crate) const LAYERS: &str = "_layers";
+    pub(crate) const MANIFESTS: &str = "_manifests";
+    pub(crate) const REVISIONS: &str = "revisions";
+    pub(crate) const TAGS: &str = "tags";
+    /// The folder of all tags, below that of a repository.
+    pub(crate) const TAG_FOLDERS: &str = "_manifests/tags";
+    pub(crate) const CURRENT: &str = "current";
+    pub(crate) const INDEX: &str = "index";
+    pub(crate) const REFERRERS: &str = "_referrers";
+    pub(crate) const LINK: &str = "link";
+    /// The link of a tag, below the folder of the tag.
+    pub(crate) const TAG_LINK: &str = "current/link";
+    pub(crate) const UPLOADS: &str = "_uploads";
+    pub(crate) const STARTED_AT: &str = "startedat";
+    /// Of a session: distribution's hash states and Holdfast's generations.
+    pub(crate) const HASH_STATES: &str = "hashstates";
+    /// The folder that only Holdfast reads.
+    pub(crate) const OWN: &str = "_holdfast";
+    pub(crate) const INCOMING: &str = "incoming";
+    pub(crate) const LOCKS: &str = "locks";
+    pub(crate) const DELETES: &str = "deletes";
+    pub(crate) const RESERVE: &str = "reserve";
+    pub(crate) const QUARANTINE: &str = "quarantine";
+    pub(crate) const VOLUME_ID: &str = "volume-id";
+    pub(crate) const CLOCK: &str = "clock";
+}
+
 /// The paths below one root directory (distribution's `storage.filesystem.rootdirectory`).
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -60,7 +93,7 @@ impl Layout {
 
     /// Folder of all blobs.
     pub fn blobs(&self) -> PathBuf {
-        self.base.join("blobs")
+        self.base.join(names::BLOBS)
     }
 
     /// The bytes of a blob or manifest.
@@ -70,12 +103,12 @@ impl Layout {
             .join(digest.algorithm().as_str())
             .join(prefix)
             .join(digest.hex())
-            .join("data")
+            .join(names::DATA)
     }
 
     /// Folder of all repositories.
     pub fn repositories(&self) -> PathBuf {
-        self.base.join("repositories")
+        self.base.join(names::REPOSITORIES)
     }
 
     /// Folder of one repository.
@@ -85,22 +118,22 @@ impl Layout {
 
     /// The link that grants a repository a blob.
     pub fn layer_link(&self, name: &RepositoryName, digest: &Digest) -> PathBuf {
-        link(self.repository(name).join("_layers"), digest)
+        link(self.repository(name).join(names::LAYERS), digest)
     }
 
     /// Folder of a repository's manifests; the repository exists if and only if this exists.
     pub fn manifests(&self, name: &RepositoryName) -> PathBuf {
-        self.repository(name).join("_manifests")
+        self.repository(name).join(names::MANIFESTS)
     }
 
     /// The link that grants a repository a manifest.
     pub fn revision_link(&self, name: &RepositoryName, digest: &Digest) -> PathBuf {
-        link(self.manifests(name).join("revisions"), digest)
+        link(self.manifests(name).join(names::REVISIONS), digest)
     }
 
     /// Folder of a repository's tags.
     pub fn tags(&self, name: &RepositoryName) -> PathBuf {
-        self.manifests(name).join("tags")
+        self.manifests(name).join(names::TAGS)
     }
 
     /// Folder of one tag.
@@ -110,12 +143,12 @@ impl Layout {
 
     /// The tag's present digest.
     pub fn tag_link(&self, name: &RepositoryName, tag: &Tag) -> PathBuf {
-        self.tag(name, tag).join("current/link")
+        self.tag(name, tag).join(names::TAG_LINK)
     }
 
     /// Folder of all digests the tag ever had.
     pub fn tag_index(&self, name: &RepositoryName, tag: &Tag) -> PathBuf {
-        self.tag(name, tag).join("index")
+        self.tag(name, tag).join(names::INDEX)
     }
 
     /// One of the digests the tag ever had.
@@ -125,13 +158,13 @@ impl Layout {
 
     /// Folder of an upload session.
     pub fn upload(&self, name: &RepositoryName, id: &str) -> PathBuf {
-        self.repository(name).join("_uploads").join(id)
+        self.repository(name).join(names::UPLOADS).join(id)
     }
 
     /// Folder of the manifests that name `subject` (ours; distribution skips what starts with `_`).
     pub fn referrers(&self, name: &RepositoryName, subject: &Digest) -> PathBuf {
         self.repository(name)
-            .join("_referrers")
+            .join(names::REFERRERS)
             .join(subject.algorithm().as_str())
             .join(subject.hex())
     }
@@ -148,36 +181,36 @@ impl Layout {
 
     /// Folder of what is ours alone and invisible to distribution.
     pub fn own(&self) -> PathBuf {
-        self.base.join("_holdfast")
+        self.base.join(names::OWN)
     }
 
     /// A blob that arrives from an upstream.
     pub fn incoming(&self, digest: &Digest) -> PathBuf {
         self.own()
-            .join("incoming")
+            .join(names::INCOMING)
             .join(digest.algorithm().as_str())
             .join(digest.hex())
     }
 
     /// Folder of the deletes whose tags are not removed yet.
     pub fn deletes(&self) -> PathBuf {
-        self.own().join("deletes")
+        self.own().join(names::DELETES)
     }
 
     /// Folders made in advance, for deletes on a full volume.
     pub(crate) fn reserve(&self) -> PathBuf {
-        self.own().join("reserve")
+        self.own().join(names::RESERVE)
     }
 
     /// The lock of a name on the volume.
     pub fn lock(&self, name: &str) -> PathBuf {
-        self.own().join("locks").join(name)
+        self.own().join(names::LOCKS).join(name)
     }
 
     /// Where damaged content is moved; `unique` keeps several apart.
     pub fn quarantine(&self, digest: &Digest, unique: &str) -> PathBuf {
         self.own()
-            .join("quarantine")
+            .join(names::QUARANTINE)
             .join(digest.algorithm().as_str())
             .join(format!("{}.{unique}", digest.hex()))
     }
@@ -187,7 +220,7 @@ fn link(folder: PathBuf, digest: &Digest) -> PathBuf {
     folder
         .join(digest.algorithm().as_str())
         .join(digest.hex())
-        .join("link")
+        .join(names::LINK)
 }
 
 /// The name of a temporary file beside `name`. It begins with a dot, as no tag, no part of a
@@ -263,6 +296,16 @@ mod tests {
             &layout.upload(&name, "u"),
             "repositories/docker.io/library/nginx/_uploads/u",
         );
+    }
+
+    #[test]
+    fn names_of_several_parts_are_made_of_the_single_ones() {
+        for (several, parts) in [
+            (names::TAG_FOLDERS, [names::MANIFESTS, names::TAGS]),
+            (names::TAG_LINK, [names::CURRENT, names::LINK]),
+        ] {
+            assert_eq!(several, parts.join("/"));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     Error, Result,
     durable::{DurableFs, PendingFile},
     files,
+    layout::names,
     volume::{Entry, Kind, Metadata, Volume, VolumeFile},
 };
 
@@ -112,7 +113,7 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
     for algorithm in names(volume, folder)? {
         let folder = folder.join(algorithm);
         for hex in names(volume, &folder)? {
-            digests.extend(read(volume, &folder.join(hex).join("link"))?);
+            digests.extend(read(volume, &folder.join(hex).join(names::LINK))?);
         }
     }
     digests.sort_by_key(ToString::to_string);

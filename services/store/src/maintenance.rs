@@ -13,7 +13,12 @@ use holdfast_core::digest::Digest;
 use uuid::Uuid;
 
 use crate::{
-    Error, Layout, Result, deletes, durable::DurableFs, files, layout, links, volume::Volume,
+    Error, Layout, Result, deletes,
+    durable::DurableFs,
+    files,
+    layout::{self, names},
+    links,
+    volume::Volume,
 };
 
 /// The repairs of one volume. Paths are relative to the root of the volume. Every repair returns
@@ -99,7 +104,7 @@ impl Maintenance {
     /// The volume fails, or the path is not in the quarantine.
     pub fn restore(&self, digest: &Digest, path: &Path) -> Result<bool> {
         let (path, place) = (self.at(path)?, self.layout.blob(digest));
-        if !path.starts_with(self.layout.own().join("quarantine")) {
+        if !path.starts_with(self.layout.own().join(names::QUARANTINE)) {
             return Err(refused(&path));
         }
         let hashed = files::hash(self.files.volume(), &path, digest.algorithm(), |_| ())?;
@@ -120,10 +125,10 @@ impl Maintenance {
         let path = self.at(path)?;
         let name = path.file_name().and_then(|name| name.to_str());
         let folder = path.ancestors().nth(3).and_then(Path::file_name);
-        let is_listing = folder.is_some_and(|folder| folder == "index")
-            || path.iter().any(|part| part == "_referrers");
+        let is_listing = folder.is_some_and(|folder| folder == names::INDEX)
+            || path.iter().any(|part| part == names::REFERRERS);
         let is_removable = name.is_some_and(layout::is_leftover)
-            || path.starts_with(self.layout.own().join("incoming"))
+            || path.starts_with(self.layout.own().join(names::INCOMING))
             || is_listing && self.is_link(&path);
         if !is_removable {
             return Err(refused(&path));
@@ -136,9 +141,9 @@ impl Maintenance {
     /// # Errors
     /// The volume fails, or the path is no folder of a tag.
     pub fn remove_tag(&self, path: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.entry(path, "_manifests/tags")?);
+        let (volume, path) = (self.files.volume(), self.entry(path, names::TAG_FOLDERS)?);
         let is_needed = files::metadata(volume, &path)?.is_some()
-            && files::metadata(volume, &path.join("current/link"))?.is_none();
+            && files::metadata(volume, &path.join(names::TAG_LINK))?.is_none();
         if is_needed {
             files::remove_tree(volume, &path)?;
         }
@@ -150,7 +155,7 @@ impl Maintenance {
     /// # Errors
     /// The volume fails, or the path is no folder of an upload session.
     pub fn remove_upload(&self, path: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.entry(path, "_uploads")?);
+        let (volume, path) = (self.files.volume(), self.entry(path, names::UPLOADS)?);
         let is_needed = files::metadata(volume, &path)?.is_some();
         files::remove_tree(volume, &path)?;
         Ok(is_needed)
@@ -163,8 +168,8 @@ impl Maintenance {
     /// The volume fails, or the path is no folder of an upload session.
     pub fn write_start(&self, upload: &Path) -> Result<bool> {
         let volume = self.files.volume();
-        let path = self.entry(upload, "_uploads")?.join("startedat");
-        let newest = match files::metadata(volume, &path.with_file_name("data"))? {
+        let path = self.entry(upload, names::UPLOADS)?.join(names::STARTED_AT);
+        let newest = match files::metadata(volume, &path.with_file_name(names::DATA))? {
             Some(data) => Some(data),
             None => files::metadata(volume, files::parent(&path)?)?,
         };
@@ -201,7 +206,7 @@ impl Maintenance {
     }
 
     fn is_link(&self, path: &Path) -> bool {
-        path.starts_with(self.layout.repositories()) && path.ends_with("link")
+        path.starts_with(self.layout.repositories()) && path.ends_with(names::LINK)
     }
 }
 

@@ -11,7 +11,7 @@ use holdfast_core::{
 
 use crate::{
     Error, Hasher, Layout, Result, blobs::Blobs, deletes::Deletes, durable::DurableFs, files,
-    links, repositories, tags::Tags,
+    layout::names, links, repositories, tags::Tags,
 };
 
 /// Largest manifest, in bytes, that is stored or read from the volume into memory. The
@@ -128,7 +128,7 @@ impl Manifests {
         if !repositories::exists(volume, &self.layout, repo)? {
             return Ok(None);
         }
-        let folder = self.layout.manifests(repo).join("revisions");
+        let folder = self.layout.manifests(repo).join(names::REVISIONS);
         let mut found = Vec::new();
         for algorithm in links::names(volume, &folder)? {
             for hex in links::names(volume, &folder.join(&algorithm))? {

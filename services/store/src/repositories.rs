@@ -13,7 +13,9 @@ use std::{
 
 use holdfast_core::{digest::Digest, reference::RepositoryName};
 
-use crate::{Layout, Result, blobs::Blobs, durable::DurableFs, files, links, volume::Volume};
+use crate::{
+    Layout, Result, blobs::Blobs, durable::DurableFs, files, layout::names, links, volume::Volume,
+};
 
 /// Longest name of a repository. So the depth is bounded by the grammar, not by the
 /// volume's content.
@@ -72,7 +74,7 @@ impl Repositories {
             &self.layout,
             after,
             |name, children| {
-                if !children.iter().any(|child| child == "_manifests") {
+                if !children.iter().any(|child| child == names::MANIFESTS) {
                     return Ok(ControlFlow::Continue(()));
                 }
                 if page.len() == limit {
@@ -97,7 +99,7 @@ impl Repositories {
         let mut visited = 0;
         walk(self.files.volume(), &self.layout, None, |name, children| {
             visited += 1;
-            if children.iter().any(|child| child == "_layers")
+            if children.iter().any(|child| child == names::LAYERS)
                 && self.blobs.is_linked(&name, digest)?
             {
                 found.push(name);

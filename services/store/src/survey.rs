@@ -25,7 +25,8 @@ pub use inventory::{
 use crate::{
     Error, Layout, Result, UploadId, deletes,
     error::absent,
-    files, layout,
+    files,
+    layout::{self, names},
     repositories::{self, MAX_NAME_BYTES},
     volume::{Kind, Volume},
 };
@@ -143,13 +144,13 @@ impl Survey<'_> {
         for name in own {
             let folder = folder.join(name);
             match name.as_str() {
-                "_layers" => {
+                names::LAYERS => {
                     repository.has_layers = true;
                     repository.layers = self.links(&folder).into_iter().collect();
                 }
-                "_manifests" => self.manifests(&folder, &mut repository),
-                "_uploads" => self.uploads(repo, &folder),
-                "_referrers" => {
+                names::MANIFESTS => self.manifests(&folder, &mut repository),
+                names::UPLOADS => self.uploads(repo, &folder),
+                names::REFERRERS => {
                     for (subject, folder) in self.digest_folders(&folder) {
                         for (referrer, link) in self.links(&folder) {
                             repository
@@ -168,10 +169,10 @@ impl Survey<'_> {
         for entry in self.entries(folder) {
             let path = folder.join(&entry.name);
             match (entry.name.as_str(), entry.kind) {
-                ("revisions", Kind::Dir) => {
+                (names::REVISIONS, Kind::Dir) => {
                     repository.revisions = self.links(&path).into_iter().collect();
                 }
-                ("tags", Kind::Dir) => {
+                (names::TAGS, Kind::Dir) => {
                     for entry in self.named(&path) {
                         let path = path.join(&entry.name);
                         match (Tag::parse(&entry.name), entry.kind) {
@@ -191,12 +192,12 @@ impl Survey<'_> {
     fn tag(&mut self, folder: &Path) -> TagFolder {
         // The tag is written after its history: read before it, it never names what the history
         // lacks.
-        let current = self.link(&folder.join("current"));
+        let current = self.link(&folder.join(names::CURRENT));
         let mut index = Vec::new();
         for entry in self.entries(folder) {
             match (entry.name.as_str(), entry.kind) {
-                ("index", Kind::Dir) => index = self.links(&folder.join("index")),
-                ("current", Kind::Dir) => {}
+                (names::INDEX, Kind::Dir) => index = self.links(&folder.join(names::INDEX)),
+                (names::CURRENT, Kind::Dir) => {}
                 _ => self.odd(&folder.join(&entry.name), Oddity::Foreign),
             }
         }
@@ -205,8 +206,8 @@ impl Survey<'_> {
             index: index.into_iter().collect(),
             age: self.age(&[
                 folder.to_owned(),
-                folder.join("index"),
-                folder.join("current"),
+                folder.join(names::INDEX),
+                folder.join(names::CURRENT),
             ]),
         }
     }
@@ -224,7 +225,7 @@ impl Survey<'_> {
         let mut found = None;
         for entry in self.entries(folder) {
             let path = folder.join(&entry.name);
-            if entry.name != "link" || entry.kind != Kind::File {
+            if entry.name != names::LINK || entry.kind != Kind::File {
                 self.odd(&path, Oddity::Foreign);
                 continue;
             }
@@ -280,10 +281,11 @@ impl Survey<'_> {
                 self.odd(&path, Oddity::Foreign);
                 continue;
             }
-            let data = OsStr::new("data");
+            let data = OsStr::new(names::DATA);
             // The bytes, at rest or with a writer that is at work or has stopped.
-            let is_left =
-                |name: &str| layout::is_leftover(name) && !is_partial(name, OsStr::new("data"));
+            let is_left = |name: &str| {
+                layout::is_leftover(name) && !is_partial(name, OsStr::new(names::DATA))
+            };
             let files = self.entries_but(&path, is_left);
             let mut paths = vec![path.clone()];
             paths.extend(files.iter().map(|entry| path.join(&entry.name)));
@@ -297,7 +299,7 @@ impl Survey<'_> {
                     .map(|entry| self.size(&path.join(&entry.name)))
                     .max()
                     .unwrap_or_default(),
-                has_start: files.iter().any(|entry| entry.name == "startedat"),
+                has_start: files.iter().any(|entry| entry.name == names::STARTED_AT),
                 path: self.relative(&path),
             });
         }
@@ -353,7 +355,7 @@ impl Survey<'_> {
     fn blob(&mut self, digest: Digest, folder: &Path) {
         for entry in self.entries(folder) {
             let path = folder.join(&entry.name);
-            if entry.name != "data" || entry.kind != Kind::File {
+            if entry.name != names::DATA || entry.kind != Kind::File {
                 self.odd(&path, Oddity::Foreign);
                 continue;
             }

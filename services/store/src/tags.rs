@@ -8,8 +8,8 @@ use holdfast_core::{
 };
 
 use crate::{
-    Layout, Result, deletes::Deletes, durable::DurableFs, files, links, repositories,
-    volume::Volume,
+    Layout, Result, deletes::Deletes, durable::DurableFs, files, layout::names, links,
+    repositories, volume::Volume,
 };
 
 /// The tags of all repositories.
@@ -180,7 +180,7 @@ impl Tags {
             if self.names_one_of(repo, &tag, &hidden)? {
                 continue;
             }
-            let link = folder.join(&name).join("current/link");
+            let link = folder.join(&name).join(names::TAG_LINK);
             let Some(metadata) = files::metadata(self.files.volume(), &link)? else {
                 continue;
             };

@@ -24,6 +24,7 @@ use crate::{
     durable::DurableFs,
     files,
     hashing_writer::HashingWriter,
+    layout::names,
     locks::Locks,
     partial::{PartialFile, or_lock_lost},
 };
@@ -152,7 +153,7 @@ impl Uploads {
         files::create_dir_unsynced(self.files.volume(), &folder)?;
         files::write_unsynced(
             self.files.volume(),
-            &folder.join("startedat"),
+            &folder.join(names::STARTED_AT),
             started_at.as_bytes(),
         )?;
         Ok(id)

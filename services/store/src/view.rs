@@ -9,7 +9,9 @@ use holdfast_core::{
 };
 
 use crate::{
-    Error, Layout, Result, deletes, files, links, repositories, tags,
+    Error, Layout, Result, deletes, files,
+    layout::names,
+    links, repositories, tags,
     volume::{Disk, Metadata, Volume},
 };
 
@@ -42,7 +44,7 @@ impl View {
     pub fn repositories(&self) -> Result<Vec<RepositoryName>> {
         let mut found = Vec::new();
         repositories::walk(&*self.volume, &self.layout, None, |name, children| {
-            if children.iter().any(|child| child == "_manifests") {
+            if children.iter().any(|child| child == names::MANIFESTS) {
                 found.push(name);
             }
             Ok(ControlFlow::Continue(()))

@@ -3,12 +3,12 @@
 use holdfast_core::digest::Digest;
 
 use super::{Pending, Progress, Survey};
-use crate::files;
+use crate::{files, layout::names};
 
 impl Survey<'_> {
     /// Partial copies and what lies in the quarantine.
     pub(super) fn own(&mut self) {
-        for (folder, quarantine) in [("incoming", false), ("quarantine", true)] {
+        for (folder, quarantine) in [(names::INCOMING, false), (names::QUARANTINE, true)] {
             let folder = self.layout.own().join(folder);
             for algorithm in self.entries(&folder) {
                 let folder = folder.join(&algorithm.name);

@@ -12,16 +12,15 @@ use super::{CarriedHash, Opened, UploadId, Uploads, rehash_slots::RehashSlot};
 use crate::{
     Error, Hasher, Result,
     blobs::Proof,
-    files, links,
+    files,
+    layout::names,
+    links,
     partial::{self, Found, PartialFile, hash_prefix},
     volume::Metadata,
 };
 
 /// How often a request looks for a session's file that others take and release at the same time.
 pub(super) const MAX_ATTEMPTS: usize = 8;
-
-/// Folder of a session that holds distribution's hash states and Holdfast's generations.
-const HASHES: &str = "hashstates";
 
 impl Uploads {
     /// Takes a session's file at `offset`. `None` when its bytes must be hashed again and no slot
@@ -36,7 +35,7 @@ impl Uploads {
     ) -> Result<Option<Opened>> {
         let place = || place.or_else(|| self.rehash_slots.try_begin(repo));
         let session = self.layout.upload(repo, id.as_str());
-        let data = session.join("data");
+        let data = session.join(names::DATA);
         for _ in 0..MAX_ATTEMPTS {
             if let Some(partial) = PartialFile::take(&self.files, &data)? {
                 let opened = self.resume(&session, &partial, offset, carried, place);
@@ -125,7 +124,7 @@ impl Uploads {
         algorithm: Algorithm,
         place: impl FnOnce() -> Option<RehashSlot>,
     ) -> Result<Option<Opened>> {
-        let data = session.join("data");
+        let data = session.join(names::DATA);
         let hasher = Hasher::new(algorithm);
         let size = abandoned.first().map_or(0, |(_, size)| *size);
         if size < offset {
@@ -165,7 +164,9 @@ impl Uploads {
 
     /// Whether the generation names this very file, read with fresh caches.
     fn is_of_generation(&self, session: &Path, generation: Uuid, file: &Metadata) -> Result<bool> {
-        let path = session.join(HASHES).join(generation.to_string());
+        let path = session
+            .join(names::HASH_STATES)
+            .join(generation.to_string());
         self.files
             .volume()
             .refresh(&path)
@@ -177,7 +178,7 @@ impl Uploads {
     /// Gives the file a generation; `None` when that fails. The next request then hashes the file.
     fn begin_generation(&self, session: &Path, partial: &PartialFile) -> Option<Uuid> {
         let generation = Uuid::new_v4();
-        let folder = session.join(HASHES);
+        let folder = session.join(names::HASH_STATES);
         let path = folder.join(generation.to_string());
         drop(self.files.volume().create_dir(&folder));
         if self.files.volume().link(&partial.path, &path).is_err() {
@@ -192,7 +193,7 @@ impl Uploads {
     /// Removes all hashes of a session's bytes, durably: Holdfast's, and distribution's, which
     /// believes its own by the size of the file alone.
     fn forget_hashes(&self, session: &Path) -> Result<()> {
-        let folder = session.join(HASHES);
+        let folder = session.join(names::HASH_STATES);
         files::remove_tree(self.files.volume(), &folder)?;
         let left = files::list(self.files.volume(), &folder)?.unwrap_or_default();
         // NFS removes its own leftovers when their reader ends.
@@ -287,7 +288,7 @@ impl Uploads {
     }
 
     pub(super) fn upload_size(&self, repo: &RepositoryName, id: &UploadId) -> Result<Option<u64>> {
-        let path = self.layout.upload(repo, id.as_str()).join("data");
+        let path = self.layout.upload(repo, id.as_str()).join(names::DATA);
         for _ in 0..MAX_ATTEMPTS {
             // Opened, not only looked up: an open asks the server of a network file system for the
             // present size.

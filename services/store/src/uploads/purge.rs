@@ -8,7 +8,8 @@ use std::{
 use holdfast_core::{digest::Algorithm, reference::RepositoryName};
 
 use crate::{
-    Error, Layout, Result, durable::DurableFs, error::absent, files, links, volume::Volume,
+    Error, Layout, Result, durable::DurableFs, error::absent, files, layout::names, links,
+    volume::Volume,
 };
 
 /// Removes sessions and partial copies without activity for `idle`; returns their number. Ages are
@@ -19,7 +20,7 @@ pub(crate) fn purge_idle(files: &DurableFs, layout: &Layout, idle: Duration) -> 
     let now = volume_now(volume, layout)?;
     let mut purged = 0;
     for repo in repositories {
-        let folder = layout.repository(&repo).join("_uploads");
+        let folder = layout.repository(&repo).join(names::UPLOADS);
         for id in links::names(volume, &folder)? {
             let session = folder.join(&id);
             let mut paths = vec![session.clone()];
@@ -34,7 +35,7 @@ pub(crate) fn purge_idle(files: &DurableFs, layout: &Layout, idle: Duration) -> 
         }
     }
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-        let folder = layout.own().join("incoming").join(algorithm.as_str());
+        let folder = layout.own().join(names::INCOMING).join(algorithm.as_str());
         // Copies in progress have temporary names.
         for entry in files::list(volume, &folder)?.into_iter().flatten() {
             let path = folder.join(&entry.name);
@@ -52,7 +53,7 @@ fn repositories_with_uploads(volume: &dyn Volume, layout: &Layout) -> Result<Vec
     let mut pending = vec![(layout.repositories(), String::new())];
     while let Some((folder, name)) = pending.pop() {
         for child in links::names(volume, &folder)? {
-            if child == "_uploads" {
+            if child == names::UPLOADS {
                 found.extend(RepositoryName::parse(&name).ok());
             } else if !child.starts_with('_') && name.len() <= 255 {
                 let path = folder.join(&child);
@@ -70,7 +71,7 @@ fn repositories_with_uploads(volume: &dyn Volume, layout: &Layout) -> Result<Vec
 
 /// The volume's own clock.
 fn volume_now(volume: &dyn Volume, layout: &Layout) -> Result<SystemTime> {
-    let path = layout.own().join("clock");
+    let path = layout.own().join(names::CLOCK);
     files::write_unsynced(volume, &path, b"")?;
     files::metadata(volume, &path)?
         .and_then(|metadata| metadata.modified)
