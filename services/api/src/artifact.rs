@@ -19,8 +19,7 @@ use sha2::{Digest as _, Sha256};
 /// The longest list of references that a status carries; `referenceCount` counts all of them.
 pub const MAX_LISTED_REFERENCES: usize = 10;
 
-/// The longest `spec.sourceArtifact`, in bytes: host, repository (255), tag (128) and digest fit.
-pub const MAX_SOURCE_BYTES: usize = 512;
+pub use holdfast_core::meaning::MAX_SOURCE_BYTES;
 
 /// The type of the one condition that tells whether the image is held locally.
 pub const READY: &str = "Ready";

@@ -6,13 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
 use holdfast_api::labels;
 use holdfast_config::yaml;
+use holdfast_core::meaning::{self, Meaning, meaning};
+use holdfast_core::pod;
 use holdfast_core::workload::{self, pod_template, text};
-use holdfast_core::{Reference, pod, reference, rewrite};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Places of one image that are named.
 const NAMED_PLACES: usize = 5;
+/// Why an image with a long name is refused.
+const TOO_LONG: &str = "is too long for the cluster's registry or an Artifact";
 
 /// Everything that was read.
 #[derive(Debug, Default)]
@@ -49,43 +52,38 @@ impl WantedImages {
 
     /// Takes one reference as it is written somewhere.
     pub fn image(&mut self, written: &str, namespace: Option<&str>, from: &str) {
-        match self.source(written) {
-            Ok(source) => {
-                let places = self
-                    .wanted
-                    .entry((namespace.map(str::to_owned), source))
-                    .or_default();
-                if places.len() < NAMED_PLACES {
-                    places.insert(from.to_owned());
-                }
-            }
-            Err(why) => self.refused.push(Refused {
-                from: from.to_owned(),
-                text: written.chars().take(200).collect(),
-                why,
-            }),
-        }
+        let meaning = meaning(written, None, &self.addresses);
+        self.meant(written, &meaning, namespace, from);
     }
 
-    /// The upstream's canonical reference that a text means.
-    fn source(&self, written: &str) -> Result<String, String> {
-        if let Some(original) = rewrite::original(written, &self.addresses) {
-            return Ok(original.to_string());
-        }
-        let reference = match Reference::parse(written) {
-            Ok(reference) => reference,
-            Err(error) => {
-                reference::repair(written).ok_or_else(|| format!("is no reference: {error}"))?
+    fn meant(&mut self, written: &str, meaning: &Meaning, namespace: Option<&str>, from: &str) {
+        let why = match meaning {
+            Meaning::Unreadable(error) => format!("is no reference: {error}"),
+            Meaning::Own { .. } => "names the cluster's own registry and no upstream".to_owned(),
+            Meaning::TooLong { .. } => TOO_LONG.to_owned(),
+            Meaning::Upstream { reference, .. }
+            | Meaning::Placeholder { reference, .. }
+            | Meaning::Restored { reference }
+            | Meaning::Local { reference } => {
+                let source = reference.to_string();
+                if source.len() <= MAX_SOURCE_BYTES {
+                    let places = self
+                        .wanted
+                        .entry((namespace.map(str::to_owned), source))
+                        .or_default();
+                    if places.len() < NAMED_PLACES {
+                        places.insert(from.to_owned());
+                    }
+                    return;
+                }
+                TOO_LONG.to_owned()
             }
         };
-        if rewrite::is_at_any(reference.host(), &self.addresses) {
-            return Err("names the cluster's own registry and no upstream".to_owned());
-        }
-        let source = reference.to_string();
-        if source.len() > MAX_SOURCE_BYTES {
-            return Err(format!("is longer than {MAX_SOURCE_BYTES} bytes"));
-        }
-        Ok(source)
+        self.refused.push(Refused {
+            from: from.to_owned(),
+            text: written.chars().take(200).collect(),
+            why,
+        });
     }
 
     /// A list: one reference a line; what follows a `#` is a remark.
@@ -158,12 +156,21 @@ impl WantedImages {
     }
 
     fn template(&mut self, template: &Value, namespace: Option<&str>, from: &str) {
-        let opted_out = labels::opts_out(template);
-        for image in pod::images(template) {
-            let skip = if opted_out {
-                Some("its pods opt out of the registry")
+        let of_pod = if labels::opts_out(template) {
+            Some("its pods opt out of the registry")
+        } else if pod::is_windows(template) {
+            Some("its pods run on Windows nodes, which do not use the registry")
+        } else {
+            None
+        };
+        for found in meaning::of_pod(template, &self.addresses) {
+            let (image, meaning) = (found.image, found.meaning);
+            let skip = if of_pod.is_some() {
+                of_pod
             } else if image.pull_policy.as_deref() == Some("Never") {
                 Some("imagePullPolicy is Never")
+            } else if meaning.is_reserved_word() {
+                Some("another webhook replaces this word by an image")
             } else {
                 None
             };
@@ -173,7 +180,7 @@ impl WantedImages {
                     text: image.image,
                     why: why.to_owned(),
                 }),
-                None => self.image(&image.image, namespace, from),
+                None => self.meant(&image.image, &meaning, namespace, from),
             }
         }
     }
@@ -348,6 +355,26 @@ data: {image: not-an-image:1}
                 "its pods opt out of the registry"
             ]
         );
+    }
+
+    #[test]
+    fn words_of_other_webhooks_and_windows_are_left_out_and_said() {
+        let mut wanted = no_images();
+        wanted.manifests(
+            "kind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: auto}, {name: d, image: nginx}]}\n---\n\
+             kind: Pod\nmetadata: {name: q}\nspec: {os: {name: windows}, containers: [{name: c, image: b:1}]}\n",
+            "f",
+        );
+        assert_eq!(
+            listed(&wanted),
+            ["- docker.io/library/nginx:latest <Pod/p in f>"]
+        );
+        let skipped: Vec<_> = wanted
+            .skipped
+            .iter()
+            .map(|skipped| skipped.text.as_str())
+            .collect();
+        assert_eq!(skipped, ["auto", "b:1"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::owner::Owner;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
-use holdfast_core::workload;
+use holdfast_core::{meaning, workload};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -47,8 +47,10 @@ pub struct Image {
     pub source: String,
     /// What the author of the pod wrote, where the pod remembers it.
     pub original: Option<String>,
-    /// Whether it is pulled from the cluster's registry.
+    /// Whether Holdfast wrote the reference, here or in another cluster.
     pub rewritten: bool,
+    /// Whether it is pulled from this cluster's registry.
+    pub local: bool,
     /// Whether a changed reference would ever be pulled.
     pub pulls: bool,
     /// The progress of its container.
@@ -90,35 +92,29 @@ pub fn stuck_pod(
     if sources.is_empty() || untouchable(document) {
         return None;
     }
-    let annotated = pod::annotated_originals(document);
     let waiting = Waiting::of(document);
-    let images: Vec<Image> = pod::original_images(document, addresses)
+    let images: Vec<Image> = meaning::of_pod(document, addresses)
         .into_iter()
         .filter(|found| found.image.kind != Kind::Ephemeral)
-        .map(|found| (found.reference.to_string(), found))
+        .filter_map(|found| Some((found.meaning.source()?.to_string(), found)))
         .filter(|(source, _)| sources.contains(source))
-        .map(|(source, found)| {
-            let key = found.image.key();
-            Image {
-                kind: found.image.kind,
-                progress: waiting.progress(&found.image, &source),
-                pointer: found.image.pointer,
-                written: found.image.image,
-                source,
-                original: annotated
-                    .as_ref()
-                    .and_then(|all| all.get(&key)?.as_str())
-                    .map(str::to_owned),
-                rewritten: found.rewritten,
-                pulls: found.image.pull_policy.as_deref() != Some("Never"),
-                name: found.image.name,
-            }
+        .map(|(source, found)| Image {
+            kind: found.image.kind,
+            progress: waiting.progress(&found.image, &source),
+            original: found.annotated_text().map(str::to_owned),
+            rewritten: found.meaning.is_rewritten(),
+            local: found.meaning.is_at_registry(),
+            pointer: found.image.pointer,
+            written: found.image.image,
+            source,
+            pulls: found.image.pull_policy.as_deref() != Some("Never"),
+            name: found.image.name,
         })
         .collect();
     let history = ImageHistory::of(document);
     let needs_help = images.iter().any(|image| match image.progress {
         Progress::Stuck => true,
-        Progress::NotStarted => !image.rewritten,
+        Progress::NotStarted => !image.local,
         Progress::Settled => false,
     });
     if !needs_help && !history.is_excluded() {

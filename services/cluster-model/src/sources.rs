@@ -3,29 +3,31 @@
 use crate::scope::Scope;
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
 use holdfast_api::labels;
-use holdfast_core::{Host, pod, rewrite};
+use holdfast_core::{Host, meaning, pod, rewrite};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// The upstream images that a pod, or the pod that a template becomes, needs: canonical references.
-/// A mirror pod brings none.
+/// Mirror pods and pods of Windows nodes bring none. A word that another webhook replaces is none.
 pub(crate) fn sources(document: &Value, addresses: &[String], scope: &Scope) -> BTreeSet<String> {
-    let images = pod::original_images(document, addresses);
-    if images.is_empty() {
+    let images = meaning::of_pod(document, addresses);
+    if images.is_empty() || pod::is_windows(document) {
         return BTreeSet::new();
     }
     // A rewritten image needs its copy even if the rules changed.
     let wanted =
         !pod::is_mirror(document) && !labels::opts_out(document) && scope.condition_holds(document);
     images
-        .into_iter()
-        .filter(|image| {
-            image.rewritten
+        .iter()
+        .filter(|found| !found.meaning.is_reserved_word())
+        .filter_map(|found| Some((found, found.meaning.source()?)))
+        .filter(|(found, source)| {
+            found.meaning.is_rewritten()
                 || (wanted
-                    && image.image.pull_policy.as_deref() != Some("Never")
-                    && scope.includes_source(image.reference.host()))
+                    && found.image.pull_policy.as_deref() != Some("Never")
+                    && scope.includes_source(source.host()))
         })
-        .map(|image| image.reference.to_string())
+        .map(|(_, source)| source.to_string())
         .filter(|source| source.len() <= MAX_SOURCE_BYTES)
         .collect()
 }

@@ -1,7 +1,8 @@
 //! The domain of Holdfast, without I/O.
 //!
 //! - `reference` and `digest` name images; `rewrite` maps them to local names.
-//! - `pod` and `workload` find the images of Kubernetes objects; `credentials` reads pull secrets.
+//! - `pod` and `workload` find the images of Kubernetes objects, and `meaning` says what their texts
+//!   mean; `credentials` reads pull secrets.
 //! - `oci` reads manifests.
 //! - `delivery` decides which name of an image a pod pulls; `kubelet` says what a node starts
 //!   without a pull.
@@ -17,6 +18,7 @@ pub mod dns;
 pub mod fair;
 pub mod hash;
 pub mod kubelet;
+pub mod meaning;
 pub mod oci;
 pub mod pod;
 pub mod quantity;

@@ -1,13 +1,11 @@
-//! Finds the images of a pod in its raw JSON, and their upstream references. A typed pod would lose
-//! fields of newer API versions.
+//! Finds the images of a pod in its raw JSON; [`crate::meaning`] says what they mean. A typed pod
+//! would lose fields of newer API versions.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
 use crate::dns;
-use crate::reference::Reference;
-use crate::rewrite;
 
 /// The annotation on rewritten pods: a JSON object from [`PodImage::key`] to the original
 /// reference.
@@ -15,6 +13,9 @@ pub const ORIGINAL_IMAGES_ANNOTATION: &str = "holdfast.dev/original-images";
 
 /// The annotation by which the kubelet marks a mirror pod, the API's copy of a static pod.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// The label of nodes that names their operating system.
+pub const OS_LABEL: &str = "kubernetes.io/os";
 
 /// Where in a pod an image is declared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,61 +109,6 @@ fn images_of_kind(pod: &Value, kind: Kind) -> Vec<PodImage> {
         .collect()
 }
 
-/// An image of a pod and its upstream reference.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OriginalImage {
-    /// The image as the pod declares it now.
-    pub image: PodImage,
-    /// The upstream's reference.
-    pub reference: Reference,
-    /// Whether the pod pulls it through the cluster's registry.
-    pub rewritten: bool,
-}
-
-/// The upstream references of a pod's images: mapped back from rewritten references at one of
-/// `addresses`, taken from the annotation of originals if the address is unknown, otherwise as
-/// written. Images without an upstream (pushed by clients) and invalid references are left out.
-///
-/// The annotation counts only if the image's path is the rewritten form of the annotated reference.
-pub fn original_images(pod: &Value, addresses: &[String]) -> Vec<OriginalImage> {
-    let annotated = annotated_originals(pod);
-    images(pod)
-        .into_iter()
-        .filter_map(|image| {
-            let written = Reference::parse(&image.image).ok()?;
-            let (reference, rewritten) =
-                if let Some(original) = rewrite::original(&image.image, addresses) {
-                    (original, true)
-                } else if rewrite::is_at_any(written.host(), addresses) {
-                    return None;
-                } else {
-                    match annotated_original(annotated.as_ref(), &image, &written) {
-                        Some(original) => (original, true),
-                        None => (written, false),
-                    }
-                };
-            Some(OriginalImage {
-                image,
-                reference,
-                rewritten,
-            })
-        })
-        .collect()
-}
-
-fn annotated_original(
-    annotated: Option<&Value>,
-    image: &PodImage,
-    written: &Reference,
-) -> Option<Reference> {
-    let claimed = Reference::parse(annotated?.get(image.key())?.as_str()?).ok()?;
-    let local = rewrite::local_repository(claimed.host(), claimed.repository())?;
-    let same = local == *written.repository()
-        && claimed.tag() == written.tag()
-        && claimed.digest() == written.digest();
-    same.then_some(claimed)
-}
-
 /// The value of the annotation of originals, if it is valid JSON.
 pub fn annotated_originals(pod: &Value) -> Option<Value> {
     let text = pod
@@ -177,6 +123,19 @@ pub fn annotated_originals(pod: &Value) -> Option<Value> {
 pub fn is_mirror(pod: &Value) -> bool {
     pod.pointer("/metadata/annotations")
         .is_some_and(|annotations| annotations.get(MIRROR_ANNOTATION).is_some())
+}
+
+/// Whether a pod, or the pod of a template, runs on Windows nodes only. They have no node agent, so
+/// that they cannot pull from the registry.
+pub fn is_windows(pod: &Value) -> bool {
+    let selected = |spec: &Value| spec.get("nodeSelector")?.get(OS_LABEL).cloned();
+    let named = |spec: &Value| spec.pointer("/os/name").cloned();
+    pod.get("spec").is_some_and(|spec| {
+        [named(spec), selected(spec)]
+            .into_iter()
+            .flatten()
+            .any(|os| os == "windows")
+    })
 }
 
 /// The names of the pull secrets that a pod lists, in its order.
@@ -271,63 +230,20 @@ mod tests {
         ));
     }
 
-    fn check_original(image: &str, annotation: &str, expect: Option<(&str, bool)>) {
-        let addresses = ["10.96.0.50".to_owned()];
-        let pod = json!({
-            "metadata": {"annotations": {ORIGINAL_IMAGES_ANNOTATION: annotation}},
-            "spec": {"containers": [{"name": "c", "image": image}]},
-        });
-        let found = original_images(&pod, &addresses);
-        let found = found
-            .first()
-            .map(|found| (found.reference.to_string(), found.rewritten));
-        assert_eq!(
-            found,
-            expect.map(|(text, rewritten)| (text.to_owned(), rewritten)),
-            "{image} {annotation}"
-        );
-    }
-
     #[test]
-    fn originals_are_derived_and_an_annotation_that_fits_is_believed() {
-        let annotation = r#"{"containers/c":"nginx:1"}"#;
-        let canonical = "docker.io/library/nginx:1";
-        check_original("nginx:1", "", Some((canonical, false)));
-        check_original(
-            "10.96.0.50/docker.io/library/nginx:1",
-            "",
-            Some((canonical, true)),
-        );
-        check_original(
-            "10.96.0.50/docker.io/library/nginx:1",
-            r#"{"containers/c":"evil.example/x:1"}"#,
-            Some((canonical, true)),
-        );
-        // An unknown address.
-        check_original(
-            "10.9.9.9/docker.io/library/nginx:1",
-            annotation,
-            Some((canonical, true)),
-        );
-        check_original(
-            "10.9.9.9/docker.io/library/nginx:1",
-            "",
-            Some(("10.9.9.9/docker.io/library/nginx:1", false)),
-        );
-        check_original(
-            "10.9.9.9/docker.io/library/nginx:2",
-            annotation,
-            Some(("10.9.9.9/docker.io/library/nginx:2", false)),
-        );
-        check_original(
-            "other.example/app:1",
-            annotation,
-            Some(("other.example/app:1", false)),
-        );
-        check_original("10.96.0.50/holdfast/probe:1", "", None);
-        check_original("not valid", "", None);
-        check_original("nginx:1", "not json", Some((canonical, false)));
-        check_original("nginx:1", "[]", Some((canonical, false)));
+    fn windows_pods_say_so_by_their_system_or_by_their_node_selector() {
+        for (spec, expect) in [
+            (json!({}), false),
+            (json!({"os": {"name": "windows"}}), true),
+            (json!({"os": {"name": "linux"}}), false),
+            (json!({"nodeSelector": {OS_LABEL: "windows"}}), true),
+            (json!({"nodeSelector": {OS_LABEL: "linux"}}), false),
+            (json!({"nodeSelector": {"disk": "windows"}}), false),
+            (json!({"os": "windows", "nodeSelector": [1]}), false),
+        ] {
+            assert_eq!(is_windows(&json!({ "spec": spec })), expect, "{spec}");
+        }
+        assert!(!is_windows(&json!(null)));
     }
 
     // SPEC 35

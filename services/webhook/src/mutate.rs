@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_api::access::ImageAccess;
 use holdfast_api::history::{ImageHistory, MAX_REVERTS};
 use holdfast_api::labels;
+use holdfast_core::meaning::{self, Meaning, meaning};
 use holdfast_core::pod::{self, Kind, PodImage};
-use holdfast_core::{Reference, reference, rewrite};
+use holdfast_core::{Reference, rewrite};
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value, json};
@@ -57,6 +58,8 @@ pub enum SkipReason {
     Mirror,
     /// A pod of Holdfast itself.
     OwnPlatform,
+    /// A pod of Windows nodes, which have no node agent.
+    Windows,
     /// `imagePullPolicy: Never`: only an image that the node holds may run.
     PullNever,
     /// The reference names the registry already.
@@ -65,8 +68,10 @@ pub enum SkipReason {
     OtherSource,
     /// The reference is malformed and has no certain repair.
     Malformed,
-    /// The local name would be longer than a repository name may be.
+    /// The local name would be too long for kubelets, or the reference for an Artifact.
     TooLong,
+    /// A bare word that another webhook replaces by an image.
+    Placeholder,
     /// The registry cannot copy the image from its upstream, but nodes may be able to pull it.
     Unfillable,
     /// A policy of the namespace refuses the registry's references.
@@ -87,11 +92,13 @@ impl SkipReason {
             Self::OptedOut => "opted_out",
             Self::Mirror => "mirror",
             Self::OwnPlatform => "own_platform",
+            Self::Windows => "windows",
             Self::PullNever => "pull_never",
             Self::AlreadyLocal => "already_local",
             Self::OtherSource => "other_source",
             Self::Malformed => "malformed",
             Self::TooLong => "too_long",
+            Self::Placeholder => "placeholder",
             Self::Unfillable => "unfillable",
             Self::Refused => "refused",
             Self::Private => "private",
@@ -142,8 +149,9 @@ impl Mutation {
                 local,
                 original,
                 written,
+                repaired,
             } => {
-                if written != image.image {
+                if repaired {
                     self.warnings.push(format!(
                         "holdfast: the image of {} is malformed; it was read as {:?}",
                         image.key(),
@@ -251,6 +259,7 @@ fn decide_all(
         gave_up: request == Request::Update && history.is_excluded(),
         history: &history,
     };
+    let known_originals = pod::annotated_originals(pod);
     let mut originals = Map::new();
     let mut announced = BTreeSet::new();
     for image in pod::images(pod) {
@@ -258,7 +267,8 @@ fn decide_all(
         if !request.kinds().contains(&image.kind) || was == Some(&image.image) {
             continue;
         }
-        let verdict = decide(&image, was.map(String::as_str), &criteria);
+        let annotated = meaning::annotated(known_originals.as_ref(), &image.key());
+        let verdict = decide(&image, annotated, was.map(String::as_str), &criteria);
         mutation.reverted += usize::from(verdict.reverted);
         if let Decision::Rewrite { written, .. } = &verdict.decision {
             originals.insert(image.key(), Value::String(written.clone()));
@@ -293,6 +303,8 @@ fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<SkipReason> {
         Some(SkipReason::Mirror)
     } else if labels::is_holdfasts(pod) {
         Some(SkipReason::OwnPlatform)
+    } else if pod::is_windows(pod) {
+        Some(SkipReason::Windows)
     } else {
         None
     }
@@ -321,8 +333,10 @@ enum Decision {
     Rewrite {
         local: String,
         original: Reference,
-        /// The text for the annotation: as written in the pod, or its repaired form.
+        /// The text for the annotation: the original as its author wrote it, or its repaired form.
         written: String,
+        /// Whether the text was malformed.
+        repaired: bool,
     },
     /// Nothing to do: rewriting is off.
     Keep,
@@ -334,23 +348,27 @@ enum Decision {
     },
 }
 
-/// Decides about an image that is new or changed; `was` is its reference before.
-fn decide(image: &PodImage, was: Option<&str>, criteria: &Criteria<'_>) -> Verdict {
+/// Decides about an image that is new or changed. `annotated` is what the annotation of originals
+/// says for it, `was` its reference before.
+fn decide(
+    image: &PodImage,
+    annotated: Option<&str>,
+    was: Option<&str>,
+    criteria: &Criteria<'_>,
+) -> Verdict {
     let rules = criteria.rules;
     let verdict = |decision| Verdict {
         reverted: false,
         decision,
     };
     let skip = |reason, original| verdict(Decision::Skip { reason, original });
-    let parsed = Reference::parse(&image.image).ok();
+    let meant = meaning(&image.image, annotated, &rules.known_addresses);
     // Checked first: a node may hold the image for another namespace under this name, whatever the
     // pull policy is.
-    let served = parsed
-        .as_ref()
-        .and_then(|local| rewrite::served(local, &rules.known_addresses));
-    if let Some(original) = served
-        && !rules.access.permits(criteria.namespace, &original)
+    if let Meaning::Local { reference } = &meant
+        && !rules.access.permits(criteria.namespace, reference)
     {
+        let original = reference.clone();
         return verdict(Decision::Restore { original });
     }
     let Some(address) = criteria.address else {
@@ -359,20 +377,31 @@ fn decide(image: &PodImage, was: Option<&str>, criteria: &Criteria<'_>) -> Verdi
     if image.pull_policy.as_deref() == Some("Never") {
         return skip(SkipReason::PullNever, None);
     }
-    let (original, written) = match parsed {
-        Some(reference) => (reference, image.image.clone()),
-        None => match reference::repair(&image.image) {
-            // A malformed reference to the registry itself has no upstream and is not repaired.
-            Some(reference) if !rules.is_own(reference.host()) => {
-                let written = reference.to_string();
-                (reference, written)
-            }
-            _ => return skip(SkipReason::Malformed, None),
-        },
+    let waits = rules.leaves_to_another_webhook(&meant);
+    let repaired = meant.is_repaired();
+    let (original, written) = match meant {
+        Meaning::Unreadable(_) => return skip(SkipReason::Malformed, None),
+        Meaning::Own { .. } => return skip(SkipReason::AlreadyLocal, None),
+        Meaning::Local { reference } => return skip(SkipReason::AlreadyLocal, Some(reference)),
+        Meaning::TooLong { reference } if rules.upstreams.include(reference.host()) => {
+            return skip(SkipReason::TooLong, None);
+        }
+        Meaning::TooLong { .. } => return skip(SkipReason::OtherSource, None),
+        Meaning::Restored { reference } => {
+            let written = annotated.map_or_else(|| reference.to_string(), str::to_owned);
+            (reference, written)
+        }
+        Meaning::Upstream { reference, .. } | Meaning::Placeholder { reference, .. } => {
+            let written = if repaired {
+                reference.to_string()
+            } else {
+                image.image.clone()
+            };
+            (reference, written)
+        }
     };
-    if rules.is_own(original.host()) {
-        let source = rewrite::upstream_reference(&original, &rules.known_addresses);
-        return skip(SkipReason::AlreadyLocal, source);
+    if waits {
+        return skip(SkipReason::Placeholder, None);
     }
     if !rules.upstreams.include(original.host()) {
         return skip(SkipReason::OtherSource, None);
@@ -384,7 +413,8 @@ fn decide(image: &PodImage, was: Option<&str>, criteria: &Criteria<'_>) -> Verdi
         return skip(reason, Some(original));
     }
     let reverted = was.is_some_and(|was| {
-        rewrite::original(was, &rules.known_addresses).as_ref() == Some(&original)
+        let before = meaning(was, None, &rules.known_addresses);
+        matches!(before, Meaning::Local { reference } if reference == original)
     });
     let decision = if criteria.gave_up || (reverted && criteria.last_revert) {
         Decision::Skip {
@@ -396,6 +426,7 @@ fn decide(image: &PodImage, was: Option<&str>, criteria: &Criteria<'_>) -> Verdi
             local,
             original,
             written,
+            repaired,
         }
     };
     Verdict { reverted, decision }
@@ -494,6 +525,8 @@ fn add(path: &str, value: Value) -> Vec<PatchOperation> {
 
 #[cfg(test)]
 mod matrix;
+#[cfg(test)]
+mod meant;
 #[cfg(test)]
 mod odd;
 #[cfg(test)]

@@ -71,6 +71,11 @@ const POD: Shape = Shape::Members(&[
             ),
             ("serviceAccountName", Shape::Plain),
             ("serviceAccount", Shape::Plain),
+            ("os", Shape::Members(&[("name", Shape::Plain)])),
+            (
+                "nodeSelector",
+                Shape::Members(&[(pod::OS_LABEL, Shape::Plain)]),
+            ),
         ]),
     ),
 ]);

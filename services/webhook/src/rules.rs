@@ -8,7 +8,8 @@ use holdfast_api::access::ImageAccess;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE, Exclusion};
 use holdfast_config::Values;
 use holdfast_core::UpstreamFilter;
-use holdfast_core::{Host, Reference, rewrite};
+use holdfast_core::meaning::Meaning;
+use holdfast_core::{Host, Reference};
 
 /// Everything that a decision about a pod depends on, besides the pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -96,9 +97,14 @@ impl Rules {
             .is_some_and(|sources| sources.contains(EVERY_SOURCE))
     }
 
-    /// Whether a host is this registry, by its current or a former address.
-    pub fn is_own(&self, host: &Host) -> bool {
-        rewrite::is_at_any(host, &self.known_addresses)
+    /// Whether a bare word is left as it is, because another webhook may replace it by an image
+    /// and would not find its own word any more. The API server then calls again
+    /// (`reinvocationPolicy: IfNeeded`) with the image.
+    ///
+    /// The only place that decides this. Without knowledge of what the registry holds, only words
+    /// count that other webhooks are known to use; every other word is a short name of Docker Hub.
+    pub fn leaves_to_another_webhook(&self, meaning: &Meaning) -> bool {
+        meaning.is_reserved_word()
     }
 }
 

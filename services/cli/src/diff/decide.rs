@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_api::access::ImageAccess;
 use holdfast_api::{Artifact, labels};
 use holdfast_cluster_model::{NamespaceFacts, Scope, pod_facts};
+use holdfast_core::meaning::{self, Meaning};
 use holdfast_core::workload::{
     self, condition_is_true, controller_of, may_start, pod_of, pod_template, text,
 };
-use holdfast_core::{Reference, pod, rewrite};
+use holdfast_core::{Reference, pod};
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::Value;
@@ -122,9 +123,15 @@ impl Judgement {
 /// Judges everything that may start.
 pub(super) fn decide(inventory: &Inventory) -> Judgement {
     let judge = Judge::new(inventory);
-    let mut owners: BTreeMap<(String, String, String), Vec<Image>> = BTreeMap::new();
-    for (key, pod, node) in pods(inventory) {
-        let found = judge.pod(&key.0, &pod, node.as_deref());
+    let pods = pods(inventory);
+    let alive: BTreeSet<Key> = pods
+        .iter()
+        .filter(|(_, pod, _)| is_stored(pod))
+        .map(|(key, _, _)| key.clone())
+        .collect();
+    let mut owners: BTreeMap<Key, Vec<Image>> = BTreeMap::new();
+    for (key, pod, node) in pods {
+        let found = judge.pod(&key.0, &pod, node.as_deref(), alive.contains(&key));
         let images = owners.entry(key).or_default();
         for image in found {
             if !images.contains(&image) {
@@ -147,7 +154,13 @@ pub(super) fn decide(inventory: &Inventory) -> Judgement {
     }
 }
 
+/// Namespace, kind and name of an owner.
 type Key = (String, String, String);
+
+/// Whether a pod exists; else it is one that a template would become.
+fn is_stored(pod: &Value) -> bool {
+    !text(pod, "/metadata/uid").is_empty()
+}
 
 /// Every pod that may start, living or made of a template, with its highest known owner; the node
 /// of what is bound to it.
@@ -170,7 +183,8 @@ fn pods(inventory: &Inventory) -> Vec<(Key, Value, Option<String>)> {
         for object in objects.iter().filter(|object| may_start(kind, object)) {
             let namespace = text(object, "/metadata/namespace");
             if kind == "Pod" {
-                if pod::is_mirror(object) {
+                // Windows nodes have no agent: Holdfast leaves their pods alone.
+                if pod::is_mirror(object) || pod::is_windows(object) {
                     continue;
                 }
                 let (owner, bare) = match controller_of(object) {
@@ -184,7 +198,10 @@ fn pods(inventory: &Inventory) -> Vec<(Key, Value, Option<String>)> {
                 continue;
             }
             let owned = controller_of(object).is_some_and(|(_, _, uid)| by_uid.contains_key(uid));
-            if !owned && let Some(template) = pod_template(kind, object) {
+            if !owned
+                && let Some(template) = pod_template(kind, object)
+                && !pod::is_windows(template)
+            {
                 found.push((key(kind, object), pod_of(template, namespace), None));
             }
         }
@@ -215,6 +232,17 @@ fn top(
         above.clone_into(&mut uid);
     }
     key
+}
+
+/// How an image is pulled.
+#[derive(Clone, Copy)]
+struct Pulled<'a> {
+    namespace: &'a str,
+    policy: &'a str,
+    /// The node that its pod is bound to.
+    node: Option<&'a str>,
+    /// Whether its pod exists; else it is one that a template would become.
+    stored: bool,
 }
 
 /// What is known of images.
@@ -251,58 +279,32 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// The images of a pod; `node` is where it is bound to.
-    fn pod(&self, namespace: &str, pod: &Value, node: Option<&str>) -> Vec<Image> {
-        let addresses = &self.inventory.addresses;
-        let originals: BTreeMap<String, (Reference, bool)> = pod::original_images(pod, addresses)
-            .into_iter()
-            .map(|image| (image.image.pointer, (image.reference, image.rewritten)))
-            .collect();
+    /// The images of a pod; `node` is where it is bound to. `has_pods` says whether its owner has
+    /// living pods: these show the images that other webhooks put in the place of their words.
+    fn pod(&self, namespace: &str, pod: &Value, node: Option<&str>, has_pods: bool) -> Vec<Image> {
         let covered_sources = self.covered_sources(namespace, pod);
-        let images = pod::images(pod).into_iter();
-        images
+        let stored = is_stored(pod);
+        meaning::of_pod(pod, &self.inventory.addresses)
+            .into_iter()
             // One for debugging is gone with its pod.
-            .filter(|image| image.kind != pod::Kind::Ephemeral)
-            .map(|image| {
-                let original = originals.get(&image.pointer);
-                let policy = policy(image.pull_policy.as_deref(), &image.image);
-                let (verdict, why, covered) = match original {
-                    _ if policy == "Never" => (Verdict::NeverPulled, String::new(), true),
-                    Some((reference, true)) => self.copied(reference, policy, node, None),
-                    Some((reference, false)) => match &covered_sources {
-                        Ok(sources) if sources.contains(&reference.to_string()) => {
-                            let refused = self
-                                .inventory
-                                .excluded
-                                .get(namespace)
-                                .map(|by| format!("{by} refuses its references"));
-                            let not_rewritten_because = self.inventory.not_rewriting.as_deref();
-                            let is_private = !self.inventory.access.permits(namespace, reference);
-                            let not_rewritten_because = not_rewritten_because
-                                .or(refused.as_deref())
-                                .or_else(|| is_private.then_some(PRIVATE));
-                            self.copied(reference, policy, node, not_rewritten_because)
-                        }
-                        Ok(_) => self.excluded(
-                            reference,
-                            policy,
-                            node,
-                            "the configuration leaves it out",
-                        ),
-                        Err(why) => self.excluded(reference, policy, node, why),
-                    },
-                    None if is_at(&image.image, addresses) => (Verdict::Local, String::new(), true),
-                    None => (
-                        Verdict::Missing,
-                        "its reference cannot be read".to_owned(),
-                        true,
-                    ),
+            .filter(|found| found.image.kind != pod::Kind::Ephemeral)
+            .filter(|found| stored || !has_pods || !found.meaning.is_reserved_word())
+            .map(|found| {
+                let written = found.image.pull_policy.as_deref();
+                let policy =
+                    written.unwrap_or_else(|| meaning::default_pull_policy(&found.image.image));
+                let image = Pulled {
+                    namespace,
+                    policy,
+                    node,
+                    stored,
                 };
+                let (verdict, why, covered) = self.image(&found.meaning, image, &covered_sources);
                 Image {
-                    image: original.map_or_else(
-                        || image.image.clone(),
-                        |(reference, _)| reference.to_string(),
-                    ),
+                    image: found
+                        .meaning
+                        .reference()
+                        .map_or_else(|| found.image.image.clone(), ToString::to_string),
                     pull_policy: policy.to_owned(),
                     verdict,
                     why,
@@ -310,6 +312,61 @@ impl<'a> Judge<'a> {
                 }
             })
             .collect()
+    }
+
+    /// The verdict about an image, the reason, and whether Holdfast is to care for it.
+    fn image(
+        &self,
+        meaning: &Meaning,
+        image: Pulled<'_>,
+        covered_sources: &Result<BTreeSet<String>, &'static str>,
+    ) -> (Verdict, String, bool) {
+        let Pulled {
+            namespace,
+            policy,
+            node,
+            stored,
+        } = image;
+        let missing = |why: &str| (Verdict::Missing, why.to_owned(), true);
+        if policy == "Never" {
+            return (Verdict::NeverPulled, String::new(), true);
+        }
+        let reference = match meaning {
+            Meaning::Local { reference } => return self.copied(reference, policy, node, None),
+            Meaning::Own { .. } => return (Verdict::Local, String::new(), true),
+            Meaning::Unreadable(_) => return missing("its reference cannot be read"),
+            Meaning::TooLong { reference } => {
+                let why = "its name is too long for the registry";
+                return self.excluded(reference, policy, node, why);
+            }
+            Meaning::Placeholder { .. } if meaning.is_reserved_word() && stored => {
+                return missing("no webhook replaced this word by an image");
+            }
+            Meaning::Placeholder { .. } if meaning.is_reserved_word() => {
+                let why = "another webhook replaces this word by an image when a pod is created";
+                return (Verdict::NotJudged, why.to_owned(), true);
+            }
+            Meaning::Upstream { reference, .. }
+            | Meaning::Placeholder { reference, .. }
+            | Meaning::Restored { reference } => reference,
+        };
+        match covered_sources {
+            Ok(sources) if sources.contains(&reference.to_string()) => {
+                let refused = self
+                    .inventory
+                    .excluded
+                    .get(namespace)
+                    .map(|by| format!("{by} refuses its references"));
+                let not_rewritten_because = self.inventory.not_rewriting.as_deref();
+                let is_private = !self.inventory.access.permits(namespace, reference);
+                let not_rewritten_because = not_rewritten_because
+                    .or(refused.as_deref())
+                    .or_else(|| is_private.then_some(PRIVATE));
+                self.copied(reference, policy, node, not_rewritten_because)
+            }
+            Ok(_) => self.excluded(reference, policy, node, "the configuration leaves it out"),
+            Err(why) => self.excluded(reference, policy, node, why),
+        }
     }
 
     /// The sources of a pod that Holdfast rewrites, or why it rewrites no image of the pod.
@@ -407,21 +464,6 @@ impl<'a> Judge<'a> {
             None => nodes.values().all(holds),
         })
     }
-}
-
-fn is_at(image: &str, addresses: &[String]) -> bool {
-    Reference::parse(image).is_ok_and(|reference| rewrite::is_at_any(reference.host(), addresses))
-}
-
-/// The pull policy, where none is written the API server's default.
-fn policy<'a>(written: Option<&'a str>, image: &str) -> &'a str {
-    written.unwrap_or_else(|| {
-        let latest = Reference::parse(image).is_ok_and(|reference| {
-            reference.digest().is_none()
-                && reference.tag().is_none_or(|tag| tag.as_str() == "latest")
-        });
-        if latest { "Always" } else { "IfNotPresent" }
-    })
 }
 
 /// Whether a node takes pods.

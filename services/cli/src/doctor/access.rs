@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::access::{Access, ImageAccess};
+use holdfast_core::Reference;
+use holdfast_core::meaning::{self, Meaning};
 use holdfast_core::workload::{may_start, text};
-use holdfast_core::{Reference, pod, rewrite};
 use serde_json::Value;
 
 use super::api::Fetched;
@@ -34,10 +35,9 @@ pub(super) fn unproved(
     let mut found = BTreeSet::new();
     for document in pods.iter().filter(|document| may_start("Pod", document)) {
         let namespace = text(document, "/metadata/namespace");
-        for image in pod::images(document) {
-            let local = Reference::parse(&image.image).ok();
-            if let Some(source) = local.and_then(|local| rewrite::served(&local, addresses))
-                && !access.permits(namespace, &source)
+        for image in meaning::of_pod(document, addresses) {
+            if let Meaning::Local { reference: source } = &image.meaning
+                && !access.permits(namespace, source)
             {
                 found.insert(Unproved {
                     pod: format!("{namespace}/{}", text(document, "/metadata/name")),

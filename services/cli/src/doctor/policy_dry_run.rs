@@ -10,6 +10,7 @@ use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_cluster_model::{NamespaceFacts, Scope, denied_by};
+use holdfast_core::meaning::meaning;
 use holdfast_core::workload::text;
 use holdfast_core::{Reference, rewrite};
 use kube::Client;
@@ -175,7 +176,7 @@ async fn is_rewritten(
 ) -> Fetched<bool> {
     let stored = dry_run(client, namespace, &pod(&reference.to_string(), false)).await?;
     let image = text(&stored, "/spec/containers/0/image");
-    Ok(Reference::parse(image).is_ok_and(|image| rewrite::is_at(image.host(), address)))
+    Ok(meaning(image, None, &[address.to_owned()]).is_at_registry())
 }
 
 /// A pod that restricted Pod Security and quotas let pass; it is never made.

@@ -5,7 +5,7 @@ use holdfast_api::labels;
 use holdfast_core::workload::{
     self, condition_is_true, controller_of, may_start, pod_template, text,
 };
-use holdfast_core::{Reference, pod, rewrite};
+use holdfast_core::{meaning, pod};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -82,26 +82,15 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<RewrittenPod> {
         return None;
     }
     let annotated = pod::annotated_originals(pod);
-    let rewritten: Vec<_> = pod::original_images(pod, addresses)
+    let images: Vec<(pod::PodImage, String)> = meaning::of_pod(pod, addresses)
         .into_iter()
-        .filter(|image| image.rewritten)
+        .filter(|found| found.meaning.is_rewritten())
+        .filter_map(|found| Some((found.original_text()?, found.image)))
+        .map(|(original, image)| (image, original))
         .collect();
-    if rewritten.is_empty() {
+    if images.is_empty() {
         return None;
     }
-    let images: Vec<(pod::PodImage, String)> = rewritten
-        .into_iter()
-        .map(|found| {
-            // As it was written, where the annotation says so and means the same.
-            let written = annotated
-                .as_ref()
-                .and_then(|all| all.get(found.image.key())?.as_str())
-                .filter(|text| Reference::parse(text).is_ok_and(|parsed| parsed == found.reference))
-                .map(str::to_owned);
-            let original = written.unwrap_or_else(|| found.reference.to_string());
-            (found.image, original)
-        })
-        .collect();
     let owner = controller_of(pod).map(|(kind, name, uid)| Owner {
         kind: kind.to_owned(),
         name: name.to_owned(),
@@ -192,11 +181,8 @@ pub(super) fn objection(
     }
     let names_registry = pod_template(&owner.kind, object)
         .into_iter()
-        .flat_map(pod::images)
-        .any(|image| {
-            Reference::parse(&image.image)
-                .is_ok_and(|reference| rewrite::is_at_any(reference.host(), addresses))
-        });
+        .flat_map(|template| meaning::of_pod(template, addresses))
+        .any(|image| image.meaning.is_at_registry());
     names_registry.then(|| {
         format!("the template of {name} names the registry itself; change it where it comes from")
     })

@@ -106,6 +106,33 @@ fn a_pod_needs_its_upstream_images_unless_it_opts_out() {
 }
 
 #[test]
+fn facts_mean_what_the_webhook_means() {
+    let app = "registry.example/team/app:1";
+    let spec = |image: &str| json!({"containers": [{"name": "c", "image": image}]});
+    let image = |image: &str| json!({"spec": spec(image)});
+    check(
+        json!({}),
+        image("https://registry.example/team/app:1"),
+        &[app],
+    );
+    check(json!({}), image("auto"), &[]);
+    let long = format!("registry.example/{}:1", "a".repeat(230));
+    check(json!({}), image(&long), &[]);
+    let originals = json!({"containers/c": app}).to_string();
+    let restored = json!({
+        "metadata": {"annotations": {labels::ORIGINAL_IMAGES: originals}},
+        "spec": spec("10.1.2.3/registry.example/team/app:1"),
+    });
+    check(json!({}), restored, &[app]);
+    check(
+        json!({}),
+        json!({"spec": {"nodeSelector": {"kubernetes.io/os": "windows"}}}),
+        &[],
+    );
+    check(json!({}), json!({"spec": {"os": {"name": "windows"}}}), &[]);
+}
+
+#[test]
 fn a_pod_knows_its_owner_and_whether_it_is_alive() {
     let scope = scope(json!({}));
     let facts = |extra| pod_facts(&pod(extra), &[], &scope, true);

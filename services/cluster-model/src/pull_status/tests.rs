@@ -28,10 +28,10 @@ fn waiting(name: &str, reason: &str, message: &str) -> Value {
 }
 
 fn read(pod: &Value) -> Option<StuckPod> {
-    let all = pod::original_images(pod, &addresses());
+    let all = meaning::of_pod(pod, &addresses());
     let sources = all
         .iter()
-        .map(|image| image.reference.to_string())
+        .filter_map(|image| Some(image.meaning.source()?.to_string()))
         .collect();
     stuck_pod(pod, &addresses(), &sources, || true)
 }
@@ -256,6 +256,32 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
         ("side", true, true, Some("r.io/side:1")),
     ];
     assert_eq!(found, expect);
+}
+
+#[test]
+fn a_forged_annotation_makes_no_running_container_a_patient() {
+    let running = |name: &str| json!({"name": name, "state": {"running": {}}, "restartCount": 0});
+    let mut forged = pod(json!({
+        "phase": "Running",
+        "initContainerStatuses": [{"name": "init", "state": {"terminated": {"exitCode": 0}}}],
+        "containerStatuses": [running("app"), running("side")],
+    }));
+    forged["spec"]["containers"][0]["image"] = json!("10.1.2.3/r.io/other:1");
+    let originals = json!({"containers/app": "r.io/other:1", "containers/side": "r.io/other:1"});
+    forged["metadata"]["annotations"] = json!({labels::ORIGINAL_IMAGES: originals.to_string()});
+    assert_eq!(read(&forged), None);
+    // One that waits is a patient, and it means what its text and the annotation agree on.
+    forged["status"] =
+        json!({"phase": "Pending", "containerStatuses": [waiting("app", "ErrImagePull", "")]});
+    let found = read(&forged).unwrap();
+    let app = found.images.iter().find(|image| image.name == "app");
+    let app = app.unwrap();
+    assert_eq!(
+        (app.source.as_str(), app.rewritten, app.local),
+        ("r.io/other:1", true, false)
+    );
+    let side = found.images.iter().find(|image| image.name == "side");
+    assert_eq!(side.unwrap().source, "r.io/side:1");
 }
 
 #[test]

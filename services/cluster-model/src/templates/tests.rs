@@ -53,3 +53,18 @@ fn a_template_is_judged_as_the_pod_that_it_becomes() {
     check(&by_account, &deployment("apps", &none, &app), source);
     check(&by_account, &deployment("other", &none, &app), &[]);
 }
+
+#[test]
+fn a_sleeping_template_means_what_its_pods_will() {
+    let none = json!({});
+    let named = |image: &str| json!({"name": "c", "image": image});
+    let source = &["registry.example/app:1"];
+    let malformed = named("https://registry.example/app:1");
+    check(&none, &deployment("apps", &none, &malformed), source);
+    check(&none, &deployment("apps", &none, &named("auto")), &[]);
+    let bare = &["docker.io/library/nginx:latest"];
+    check(&none, &deployment("apps", &none, &named("nginx")), bare);
+    let mut windows = deployment("apps", &none, &named("registry.example/app:1"));
+    windows["spec"]["template"]["spec"]["os"] = json!({"name": "windows"});
+    check(&none, &windows, &[]);
+}

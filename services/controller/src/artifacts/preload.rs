@@ -5,7 +5,7 @@ use crate::Context;
 use crate::apply::patch_params;
 use crate::index::ClusterIndex;
 use holdfast_api::{Artifact, artifact_name, labels};
-use holdfast_core::Reference;
+use holdfast_core::meaning::meaning;
 use holdfast_runtime::supervise::Heartbeat;
 use kube::api::{Api, Patch};
 use serde_json::json;
@@ -33,14 +33,11 @@ pub enum Action {
 pub fn wanted(images: &[String]) -> BTreeMap<String, String> {
     let mut wanted = BTreeMap::new();
     for image in images {
-        match Reference::parse(image) {
-            Ok(reference) => {
-                let source = reference.to_string();
-                wanted.insert(artifact_name(&source), source);
-            }
-            Err(error) => {
-                tracing::error!(image, %error, "preload.images contains an invalid reference");
-            }
+        if let Some(source) = meaning(image, None, &[]).source() {
+            let source = source.to_string();
+            wanted.insert(artifact_name(&source), source);
+        } else {
+            tracing::error!(image, "preload.images contains an invalid reference");
         }
     }
     wanted

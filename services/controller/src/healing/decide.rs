@@ -4,7 +4,7 @@
 use holdfast_api::history::{ImageHistory, MAX_REVERTS};
 use holdfast_cluster_model::pull_status::{Image, Progress, StuckPod};
 use holdfast_core::pod::Kind;
-use holdfast_core::{Reference, rewrite};
+use holdfast_core::{Reference, meaning, rewrite};
 
 /// Evictions of one owner's pods within an hour.
 pub const RECREATIONS: usize = 3;
@@ -215,9 +215,10 @@ impl<C: Fn(&str) -> Copy> Images<'_, C> {
             && (self.copy)(&image.source) == Copy::Refused
     }
 
-    /// Whether the webhook missed a pod whose image is local.
+    /// Whether the webhook missed a pod whose image is local. The pod then has its original
+    /// reference, or that of another cluster's registry.
     fn is_missed(&self, image: &Image) -> bool {
-        !image.rewritten
+        !image.local
             && image.pulls
             && self.stuck_pod.wanted
             && (self.copy)(&image.source) == Copy::Held
@@ -271,7 +272,8 @@ fn original(image: &Image) -> String {
         .original
         .as_ref()
         .filter(|text| {
-            Reference::parse(text).is_ok_and(|original| original.to_string() == image.source)
+            Reference::parse(&image.source)
+                .is_ok_and(|source| meaning::is_spelling_of(text, &source))
         })
         .unwrap_or(&image.source)
         .clone()

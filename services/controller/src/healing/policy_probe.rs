@@ -9,7 +9,8 @@ use crate::index::{ClusterIndex, Key};
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_cluster_model::{Denial, denied_by, document, find_owner};
 use holdfast_config::HealingMode;
-use holdfast_core::{Reference, pod as core_pod, rewrite};
+use holdfast_core::pod::Kind;
+use holdfast_core::{Reference, meaning, rewrite};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -254,24 +255,20 @@ impl PolicyProbe {
     fn probe_patch(&self, live: &Pod) -> Option<json_patch::Patch> {
         let address = self.context.healing.snapshot().address?;
         let addresses = self.context.index.addresses.borrow().clone();
-        let (access, namespace) = (
-            self.context.image_access(),
-            live.metadata.namespace.as_deref(),
-        );
-        let found = core_pod::original_images(&document(live), &addresses)
+        let access = self.context.image_access();
+        let namespace = live.metadata.namespace.as_deref();
+        let namespace = namespace.unwrap_or_default();
+        let (found, source) = meaning::of_pod(&document(live), &addresses)
             .into_iter()
-            .find(|image| {
-                !image.rewritten
-                    && access.permits(namespace.unwrap_or_default(), &image.reference)
-                    && matches!(
-                        image.image.kind,
-                        core_pod::Kind::Container | core_pod::Kind::Init
-                    )
-            })?;
+            .filter(|found| !found.meaning.is_rewritten() && !found.meaning.is_reserved_word())
+            .filter(|found| matches!(found.image.kind, Kind::Container | Kind::Init))
+            .filter_map(|found| Some((found.meaning.source()?.clone(), found)))
+            .map(|(source, found)| (found, source))
+            .find(|(_, source)| access.permits(namespace, source))?;
         let pointer = &found.image.pointer;
         let operations = json!([
             {"op": "test", "path": pointer, "value": found.image.image},
-            {"op": "replace", "path": pointer, "value": rewrite::rewrite(&found.reference, &address)?},
+            {"op": "replace", "path": pointer, "value": rewrite::rewrite(&source, &address)?},
         ]);
         serde_json::from_value::<json_patch::Patch>(Value::clone(&operations)).ok()
     }

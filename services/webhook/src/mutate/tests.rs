@@ -533,8 +533,13 @@ proptest! {
         let mutation = create(&pod);
         let mut after = apply(&pod, &mutation);
         after["metadata"]["annotations"] = Value::Null;
-        let derived = pod::original_images(&after, &rules().known_addresses);
-        let rewritten: Vec<_> = derived.into_iter().filter(|image| image.rewritten && image.image.pull_policy.as_deref() != Some("Never")).map(|image| image.reference).collect();
+        let derived = meaning::of_pod(&after, &rules().known_addresses);
+        let rewritten: Vec<_> = derived
+            .into_iter()
+            .filter(|image| image.meaning.is_rewritten())
+            .filter(|image| image.image.pull_policy.as_deref() != Some("Never"))
+            .filter_map(|image| image.meaning.source().cloned())
+            .collect();
         for image in &mutation.images {
             prop_assert!(rewritten.contains(image), "{image} of {rewritten:?}");
         }

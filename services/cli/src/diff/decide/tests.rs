@@ -260,6 +260,56 @@ fn pods_count_for_their_highest_owner_with_what_was_put_into_them() {
 }
 
 #[test]
+fn a_malformed_reference_is_judged_by_its_repair() {
+    check("https://r.io/local:1", None, Verdict::Local, "");
+    check("https://r.io/refused:1", None, Verdict::Missing, "so it is");
+    check("r.io/local:", None, Verdict::Missing, "cannot be read");
+}
+
+#[test]
+fn a_pod_of_another_cluster_is_judged_by_its_original() {
+    let (_, mut restored) = pod("restored", &spec("10.1.2.3/r.io/local:1", None));
+    let originals = json!({"containers/c": "r.io/local:1"}).to_string();
+    restored["metadata"]["annotations"] = json!({labels::ORIGINAL_IMAGES: originals});
+    let answer = decide(&cluster(vec![("Pod", restored)]));
+    let image = &answer.owners[0].images[0];
+    assert_eq!(
+        (image.image.as_str(), image.verdict),
+        ("r.io/local:1", Verdict::Local)
+    );
+}
+
+#[test]
+fn a_word_of_another_webhook_is_unknown_until_a_pod_shows_the_image() {
+    let (kind, gateway) = deployment("shop", "gateway", &spec("auto", None));
+    let answer = decide(&cluster(vec![(kind, gateway.clone())]));
+    assert_eq!(answer.owners[0].images[0].verdict, Verdict::NotJudged);
+    assert_eq!(answer.answer(false), Answer::Unknown);
+    let (_, mut living) = pod("gateway-1-a", &spec("10.96.0.50/r.io/local:1", None));
+    living["metadata"]["ownerReferences"] = owned("Deployment", "gateway");
+    let answer = decide(&cluster(vec![(kind, gateway), ("Pod", living)]));
+    let images: Vec<_> = answer.owners[0]
+        .images
+        .iter()
+        .map(|image| (image.image.as_str(), image.verdict))
+        .collect();
+    assert_eq!(images, [("r.io/local:1", Verdict::Local)]);
+    let answer = decide(&cluster(vec![pod("stuck", &spec("auto", None))]));
+    assert_eq!(answer.answer(false), Answer::No);
+}
+
+#[test]
+fn windows_pods_are_not_judged() {
+    let mut windows = spec("r.io/unknown:1", None);
+    windows["os"] = json!({"name": "windows"});
+    let answer = decide(&cluster(vec![
+        deployment("shop", "web", &windows),
+        pod("bare", &windows),
+    ]));
+    assert!(answer.owners.is_empty(), "{answer:?}");
+}
+
+#[test]
 fn what_has_ended_and_what_the_kubelet_starts_by_itself_is_not_judged() {
     let (_, mut finished) = pod("done", &spec("r.io/unknown:1", None));
     finished["status"] = json!({"phase": "Succeeded"});

@@ -25,6 +25,7 @@ fn image(kind: Kind, rewritten: bool, progress: Progress) -> Image {
         source: SOURCE.to_owned(),
         original: None,
         rewritten,
+        local: rewritten,
         pulls: true,
         progress,
     }
@@ -94,6 +95,27 @@ fn the_copy_and_the_containers_progress_decide() {
             copy,
             expect,
         );
+    }
+}
+
+#[test]
+fn a_pod_of_another_cluster_gets_the_local_image_or_its_original() {
+    use super::Copy::{Held, Pending, Refused};
+    use Progress::{NotStarted, Settled, Stuck};
+    for (progress, copy, expect) in [
+        (Stuck, Held, ("heal", LOCAL)),
+        (NotStarted, Held, ("heal", LOCAL)),
+        (Stuck, Refused, ("restore", SOURCE)),
+        (Stuck, Pending, ("nothing", "")),
+        // Whatever its annotation says, a container that runs is not touched.
+        (Settled, Held, ("nothing", "")),
+        (Settled, Refused, ("nothing", "")),
+    ] {
+        let mut restored = image(Kind::Container, true, progress);
+        restored.written = "10.1.2.3/r.io/app:1".to_owned();
+        restored.local = false;
+        let what = format!("{progress:?} {copy:?}");
+        check(&what, &stuck_pod(restored), copy, expect);
     }
 }
 
