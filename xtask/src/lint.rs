@@ -6,6 +6,7 @@ mod dependencies;
 mod directions;
 mod documents;
 mod files;
+mod impls;
 mod language;
 mod limits;
 
@@ -55,16 +56,19 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     let mut tests = BTreeSet::new();
     let mut constants = BTreeMap::new();
     let mut sources = BTreeMap::new();
+    let mut impls = impls::Impls::default();
     for path in rust_files(&root)? {
         let text = read(&path)?;
         findings.extend(files::check(&path, &text));
         findings.extend(language::check(&path, &text));
+        impls.add(&path, &text);
         tests.extend(limits::tests(&text));
         if limits::holds_constants(&path) {
             constants.insert(path.clone(), text.clone());
         }
         sources.insert(root.join(path), text);
     }
+    findings.extend(impls.check());
     for path in documents::markdown_files(&root)? {
         let text = read(&path)?;
         findings.extend(documents::check(&path, &text, |named| {

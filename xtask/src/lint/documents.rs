@@ -1,4 +1,4 @@
-//! How a document reads: its columns, and the paths that it names.
+//! How a document reads: its columns, the paths that it names, and the length of the README.
 
 use std::path::Path;
 
@@ -7,6 +7,10 @@ use super::files::files_with;
 
 /// Columns a document may have.
 const MAX_COLUMNS: usize = 100;
+/// The document that people read first.
+const README: &str = "README.md";
+/// Words that it may have, as `wc -w` counts them.
+const MAX_README_WORDS: usize = 1000;
 /// Folders whose files documents name by their path from the repository's root.
 const ROOTS: [&str; 7] = [
     "services/",
@@ -34,6 +38,10 @@ pub(super) fn markdown_files(root: &Path) -> anyhow::Result<Vec<String>> {
 pub(super) fn check(path: &str, text: &str, exists: impl Fn(&str) -> bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |message: String| findings.push(Finding::new(path, message));
+    let words = text.split_whitespace().count();
+    if path == README && words > MAX_README_WORDS {
+        found(format!("{words} words; {MAX_README_WORDS} are the limit"));
+    }
     for (number, line) in text.lines().enumerate() {
         let number = number + 1;
         let columns = line.chars().count();
@@ -141,6 +149,15 @@ mod tests {
         assert_eq!(messages(&row).len(), 1);
         let url = format!("- <https://example.org/{}>", "a".repeat(100));
         assert_eq!(messages(&url), [""; 0]);
+    }
+
+    #[test]
+    fn the_readme_has_a_thousand_words_at_most() {
+        let words = |count: usize| "a *b*\n".repeat(count / 2);
+        assert_eq!(check("README.md", &words(1000), |_| true), []);
+        let finding = Finding::new("README.md", "1002 words; 1000 are the limit");
+        assert_eq!(check("README.md", &words(1002), |_| true), [finding]);
+        assert_eq!(check("docs/README.md", &words(1002), |_| true), []);
     }
 
     #[test]

@@ -78,7 +78,8 @@ fn implemented(text: &str) -> Vec<String> {
     names
 }
 
-/// The name of the type in the header of an `impl` block: `impl<T> Trait for path::Type<T> where …`.
+/// The name of the type in the header of an `impl` block, such as
+/// `impl<T> Trait for path::Type<T> where …`.
 fn type_of(header: &str) -> Option<String> {
     let header = header.strip_prefix("impl")?;
     let (parameters, rest) = split_parameters(header);

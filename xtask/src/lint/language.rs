@@ -125,12 +125,12 @@ fn holds(text: &str, what: &str, ends: impl Fn(char) -> bool) -> bool {
 }
 
 /// Whether a whole file is tests.
-fn is_test(path: &str) -> bool {
+pub(super) fn is_test(path: &str) -> bool {
     path.ends_with("tests.rs") || (path.contains("/tests/") && !path.starts_with("e2e/"))
 }
 
 /// What stands before the tests inside a file.
-fn before_tests(text: &str) -> &str {
+pub(super) fn before_tests(text: &str) -> &str {
     text.split("\n#[cfg(test)]\nmod tests {")
         .next()
         .unwrap_or(text)
