@@ -24,6 +24,7 @@ use super::{
     manifests::{BlobClaims, Manifests},
     peer_stream::PeerStream,
     replicas::{Replicas, blob_lock_name, repo_lock_name},
+    settings::Settings,
     sources::Sources,
 };
 use crate::pull_through::PulledBlob;
@@ -33,19 +34,40 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Pulls of blobs.
 pub(super) struct BlobPulls {
-    pub(super) store: Store,
-    pub(super) upstreams: Upstreams,
-    pub(super) manifests: Arc<Manifests>,
-    pub(super) sources: Arc<Sources>,
-    pub(super) copies: Arc<BlobCopies>,
-    pub(super) replicas: Arc<Replicas>,
+    store: Store,
+    upstreams: Upstreams,
+    manifests: Arc<Manifests>,
+    sources: Arc<Sources>,
+    copies: Arc<BlobCopies>,
+    replicas: Arc<Replicas>,
     /// Streams from other replicas that several clients read.
-    pub(super) streams: Streams,
+    streams: Streams,
     /// How long a pull waits for what other replicas do.
-    pub(super) hold: Duration,
+    hold: Duration,
 }
 
 impl BlobPulls {
+    pub(super) fn new(
+        store: Store,
+        upstreams: Upstreams,
+        manifests: Arc<Manifests>,
+        sources: Arc<Sources>,
+        copies: Arc<BlobCopies>,
+        replicas: Arc<Replicas>,
+        settings: &Settings,
+    ) -> Self {
+        Self {
+            store,
+            upstreams,
+            manifests,
+            sources,
+            copies,
+            replicas,
+            streams: Streams::default(),
+            hold: settings.hold,
+        }
+    }
+
     /// The blob, as soon as its first bytes can be read.
     ///
     /// # Errors

@@ -138,26 +138,23 @@ impl Fills {
             &settings,
         );
         let lists = Lists::new(upstreams.clone(), Arc::clone(&sources), &settings);
-        let manifest_pulls = ManifestPulls {
-            upstreams: upstreams.clone(),
-            manifests: Arc::clone(&manifests),
-            sources: Arc::clone(&sources),
-            images: Arc::clone(&images),
-            replicas: Arc::clone(&replicas),
-            platforms: settings.platforms,
-            hold: settings.hold,
-            has_controller: settings.has_controller,
-        };
-        let blob_pulls = BlobPulls {
-            store: store.clone(),
-            upstreams: upstreams.clone(),
-            manifests: Arc::clone(&manifests),
-            sources: Arc::clone(&sources),
-            copies: Arc::clone(&copies),
+        let manifest_pulls = ManifestPulls::new(
+            upstreams.clone(),
+            Arc::clone(&manifests),
+            Arc::clone(&sources),
+            Arc::clone(&images),
+            Arc::clone(&replicas),
+            &settings,
+        );
+        let blob_pulls = BlobPulls::new(
+            store.clone(),
+            upstreams.clone(),
+            Arc::clone(&manifests),
+            Arc::clone(&sources),
+            Arc::clone(&copies),
             replicas,
-            streams: fan_out::Streams::default(),
-            hold: settings.hold,
-        };
+            &settings,
+        );
         Self {
             store,
             upstreams,

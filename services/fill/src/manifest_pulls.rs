@@ -17,6 +17,7 @@ use super::{
     manifests::Manifests,
     pending_manifests::PendingManifest,
     replicas::{Replicas, repo_lock_name},
+    settings::Settings,
     sources::Sources,
 };
 
@@ -25,20 +26,40 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Pulls of manifests.
 pub(super) struct ManifestPulls {
-    pub(super) upstreams: Upstreams,
-    pub(super) manifests: Arc<Manifests>,
-    pub(super) sources: Arc<Sources>,
-    pub(super) images: Arc<ImageFills>,
-    pub(super) replicas: Arc<Replicas>,
+    upstreams: Upstreams,
+    manifests: Arc<Manifests>,
+    sources: Arc<Sources>,
+    images: Arc<ImageFills>,
+    replicas: Arc<Replicas>,
     /// The platforms that a pull copies of an index.
-    pub(super) platforms: Vec<String>,
+    platforms: Vec<String>,
     /// How long a pull waits.
-    pub(super) hold: Duration,
+    hold: Duration,
     /// Whether fill requests may come.
-    pub(super) has_controller: bool,
+    has_controller: bool,
 }
 
 impl ManifestPulls {
+    pub(super) fn new(
+        upstreams: Upstreams,
+        manifests: Arc<Manifests>,
+        sources: Arc<Sources>,
+        images: Arc<ImageFills>,
+        replicas: Arc<Replicas>,
+        settings: &Settings,
+    ) -> Self {
+        Self {
+            upstreams,
+            manifests,
+            sources,
+            images,
+            replicas,
+            platforms: settings.platforms.clone(),
+            hold: settings.hold,
+            has_controller: settings.has_controller,
+        }
+    }
+
     /// The manifest, as soon as it is verified. Its image is copied behind the answer.
     ///
     /// # Errors
