@@ -1,8 +1,8 @@
 //! The domain of Holdfast, without I/O.
 //!
 //! - `reference` and `digest` name images; `rewrite` maps them to local names.
-//! - `pod` and `workload` find the images of Kubernetes objects, and `meaning` says what their texts
-//!   mean; `credentials` reads pull secrets.
+//! - `pod` and `workload` find the images of Kubernetes objects, and `meaning` says what their
+//!   texts mean; `credentials` reads pull secrets.
 //! - `oci` reads manifests.
 //! - `delivery` decides which name of an image a pod pulls; `kubelet` says what a node starts
 //!   without a pull.
