@@ -10,6 +10,7 @@ pub mod fill;
 pub mod history;
 pub mod labels;
 pub mod names;
+pub mod report;
 pub use holdfast_core::secret;
 pub mod space;
 pub mod state;

@@ -159,7 +159,7 @@ workload! {
         /// reports it and is not ready.
         #[schemars(regex(pattern = r"^$|^/"))]
         containerd_config_path: String = String::new(),
-        /// The runtime's folders on the node.
+        /// The runtime's and the kubelet's folders on the node.
         host_folders: HostFolders = HostFolders::default(),
         /// Pin the images that Holdfast starts from, its own and the pods' sandbox's, in each
         /// node's containerd, so that the kubelet does not collect them when the disk fills. Undone
@@ -386,7 +386,7 @@ impl NodeAgentPart {
     }
 }
 
-/// The runtime's folders on the node.
+/// The runtime's and the kubelet's folders on the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostFolders {
@@ -397,6 +397,10 @@ pub struct HostFolders {
     /// The folder with containerd's socket. K3s: `/run/k3s/containerd`.
     #[schemars(regex(pattern = r"^/[^\s]+$"))]
     pub run: String,
+    /// The kubelet's root folder (`--root-dir`). The agent reads the pull records in its
+    /// `image_manager`. k0s: `/var/lib/k0s/kubelet`.
+    #[schemars(regex(pattern = r"^/[^\s]+$"))]
+    pub kubelet: String,
 }
 
 impl Default for HostFolders {
@@ -404,6 +408,7 @@ impl Default for HostFolders {
         Self {
             config: "/etc/containerd".to_owned(),
             run: "/run/containerd".to_owned(),
+            kubelet: "/var/lib/kubelet".to_owned(),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A client of the container runtime interface (CRI v1): the runtime's version, and pulls and
-//! removals of images.
+//! A client of the container runtime interface (CRI v1): the runtime's version, and the list, pulls
+//! and removals of images.
 
 pub mod grpc;
 pub mod wire;
@@ -10,8 +10,9 @@ use std::time::Duration;
 use grpc::Error;
 use prost::Message;
 use wire::{
-    ImageSpec, ImageStatusRequest, ImageStatusResponse, PullImageRequest, PullImageResponse,
-    RemoveImageRequest, RemoveImageResponse, VersionRequest, VersionResponse,
+    Image, ImageSpec, ImageStatusRequest, ImageStatusResponse, ListImagesRequest,
+    ListImagesResponse, PullImageRequest, PullImageResponse, RemoveImageRequest,
+    RemoveImageResponse, VersionRequest, VersionResponse,
 };
 
 /// Time for a call that does no work in the runtime.
@@ -62,6 +63,14 @@ impl Client {
             .call("/runtime.v1.RuntimeService/Version", &request)
             .await?;
         Ok((answer.runtime_name, answer.runtime_version))
+    }
+
+    /// The images that the runtime holds.
+    pub async fn images(&self) -> Result<Vec<Image>, Error> {
+        let answer: ListImagesResponse = self
+            .call("/runtime.v1.ImageService/ListImages", &ListImagesRequest {})
+            .await?;
+        Ok(answer.images)
     }
 
     /// Whether an image is exempt from the kubelet's image garbage collection; `None` if the

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use holdfast_api::report::MAX_FOREIGN_HOSTS;
+
 use crate::journal::{Journal, Original};
-use crate::plan::{Action, Found, Host, HostFile, Plan, parents};
+use crate::plan::{Action, Found, Host, HostFile, MARKER, Plan, parents};
 
 /// The folder for the agents' own files, with one folder per release. It lies in the only folder
 /// that agents may write to. The runtime looks for folders named after registry hosts, and no host
@@ -35,6 +37,8 @@ pub struct Folders {
     pub hosts: PathBuf,
     /// The folder of the runtime's socket as mounted here: `/host/run/containerd`.
     pub run: PathBuf,
+    /// The kubelet's folder of pull records as mounted here, read-only: `/host/image_manager`.
+    pub image_manager: PathBuf,
     /// The path of `etc` on the host: `/etc/containerd`.
     pub etc_on_host: PathBuf,
     /// The path of `hosts` on the host: `/etc/containerd/certs.d`.
@@ -159,6 +163,36 @@ impl Disk {
                 self.former.on_host.display()
             )
         })
+    }
+
+    /// Registry hosts that other programs configured: those with a folder that is not the agent's.
+    /// The folder of `HOST:PORT` may be called `HOST_PORT_`; `_default` is for every other host.
+    pub fn foreign_hosts(&self) -> BTreeSet<String> {
+        let journal = self.journal().unwrap_or_default();
+        let is_own = |name: &str| {
+            let below = format!("{name}/");
+            let marked = || {
+                let text = fs::read(self.root.join(name).join("hosts.toml"));
+                text.is_ok_and(|text| text.starts_with(MARKER.as_bytes()))
+            };
+            journal.files.keys().any(|path| path.starts_with(&below)) || marked()
+        };
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.path().is_dir());
+        let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter(|name| !name.starts_with('.') && !is_own(name))
+            .take(MAX_FOREIGN_HOSTS + 1)
+            .map(|name| {
+                let port = name
+                    .strip_suffix('_')
+                    .and_then(|name| name.rsplit_once('_'));
+                match port {
+                    Some((host, port)) if port.parse::<u16>().is_ok() => format!("{host}:{port}"),
+                    _ => name,
+                }
+            })
+            .collect()
     }
 
     /// Reads a document that [`Disk::store`] stored; `None` if there is none.

@@ -10,6 +10,7 @@
 //! - `runtimes` holds what differs between container runtimes; `cri` is what they share.
 //! - `plan` (pure), `journal` and `host` change files so that they can be restored.
 //! - `readiness` (pure) judges the pulls; `node_events`, `status` and `metrics` report.
+//! - `report` reads what the node holds, with the pull records of the kubelet (`records`).
 //! - `state_watch` receives the wanted state.
 
 pub mod agent;
@@ -20,6 +21,8 @@ pub mod metrics;
 pub mod node_events;
 pub mod plan;
 pub mod readiness;
+pub mod records;
+pub mod report;
 pub mod runtimes;
 pub mod state_watch;
 pub mod status;
@@ -42,6 +45,7 @@ use tokio::sync::{Mutex, watch};
 use agent::{Agent, AgentConfig};
 use host::{Disk, Folders};
 use node_events::NodeEvents;
+use report::Reporter;
 use runtimes::containerd::Containerd;
 use runtimes::{AgentPod, HostRuntime};
 use status::Status;
@@ -70,6 +74,7 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
         etc: PathBuf::from("/host/etc/containerd"),
         hosts: PathBuf::from("/host/certs.d"),
         run: PathBuf::from("/host/run/containerd"),
+        image_manager: PathBuf::from("/host/image_manager"),
         etc_on_host: PathBuf::from(&values.host_folders.config),
         hosts_on_host: PathBuf::from(values.hosts_folder()),
         hosts_are_given: !values.containerd_config_path.is_empty(),
@@ -145,6 +150,14 @@ pub async fn serve(
         });
     let (sender, states) = watch::channel(kept);
     let (events, queued) = NodeEvents::new();
+    let (reports, _) = watch::channel(None);
+    let reporter = Arc::new(Mutex::new(Reporter::new(
+        node.clone(),
+        Containerd::new(folders.clone()),
+        disk.clone(),
+        folders.image_manager.clone(),
+        reports,
+    )));
     let agent = Arc::new(Mutex::new(Agent::new(
         Containerd::new(folders),
         disk,
@@ -160,6 +173,11 @@ pub async fn serve(
             node_events::publish(node.clone(), Arc::clone(&queued), heartbeat)
         });
     }
+    let reported = status.clone();
+    supervisor.spawn("report", API_STUCK_AFTER, move |heartbeat| {
+        let (reporter, status) = (Arc::clone(&reporter), reported.clone());
+        async move { reporter.lock().await.run(&status, &heartbeat).await }
+    });
     supervisor.spawn("host", ROUND_STUCK_AFTER, move |heartbeat| {
         rounds(Arc::clone(&agent), states.clone(), heartbeat)
     });

@@ -1,5 +1,5 @@
 //! The document of `GET /state` on the admin port: `{"state": "present" | "removed" | "failed",
-//! "detail": …, "pins": …}`. The uninstaller polls it until the state is `removed`.
+//! "detail": …, "pins": …, "images": …}`. The uninstaller polls it until the state is `removed`.
 
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ struct Document {
     /// Which images are pinned, or why they are not.
     #[serde(skip_serializing_if = "String::is_empty")]
     pins: String,
+    /// What the node holds, in one line.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    images: String,
 }
 
 /// The state of the host. Clones share it.
@@ -26,6 +29,7 @@ impl Default for Status {
             state: "failed",
             detail,
             pins: String::new(),
+            images: String::new(),
         })))
     }
 }
@@ -50,6 +54,12 @@ impl Status {
     pub fn pins(&self, text: &str) {
         let mut document = self.0.lock();
         text.clone_into(&mut document.pins);
+    }
+
+    /// What the node holds.
+    pub fn report(&self, text: &str) {
+        let mut document = self.0.lock();
+        text.clone_into(&mut document.images);
     }
 
     /// The JSON document.

@@ -46,7 +46,7 @@ fn node(config: &str) -> Node {
         run,
         etc_on_host: PathBuf::from("/etc/containerd"),
         hosts_on_host: PathBuf::from("/etc/containerd/certs.d"),
-        hosts_are_given: false,
+        ..Folders::default()
     };
     let (events, queued) = NodeEvents::new();
     let config = AgentConfig {

@@ -11,8 +11,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::UnixStream;
 
-/// Longest answer of the runtime. Usual answers have some hundred bytes.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Longest answer of the runtime: a list of some thousand images. Other answers have some hundred
+/// bytes.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 /// The namespace of the CRI's objects, for containerd's own services. The CRI ignores the header.
 const NAMESPACE: (&str, &str) = ("containerd-namespace", "k8s.io");

@@ -20,6 +20,8 @@ use crate::cri::wire::Image;
 #[derive(Default)]
 pub(crate) struct Fake {
     pub(crate) images: BTreeSet<String>,
+    /// The answer to a list of images.
+    pub(crate) listed: Vec<Image>,
     pub(crate) calls: Vec<String>,
     /// The gRPC code and the text with which every pull fails.
     pub(crate) refuse: Option<(u32, String)>,
@@ -96,6 +98,10 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
             runtime_version: fake.version.clone().unwrap_or_else(|| "v2.1.4".to_owned()),
         }
         .encode_to_vec()),
+        "ListImages" => Ok(ListImagesResponse {
+            images: fake.listed.clone(),
+        }
+        .encode_to_vec()),
         "PullImage" => {
             let image = named(PullImageRequest::decode(body).unwrap().image);
             fake.calls.push(format!("pull {image}"));
@@ -123,6 +129,7 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
                 id: "sha256:1".to_owned(),
                 repo_tags: vec![image],
                 pinned,
+                ..Image::default()
             });
             Ok(ImageStatusResponse { image: held }.encode_to_vec())
         }

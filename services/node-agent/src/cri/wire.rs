@@ -50,9 +50,24 @@ pub struct Image {
     /// References by tag.
     #[prost(string, repeated, tag = "2")]
     pub repo_tags: Vec<String>,
+    /// References by digest.
+    #[prost(string, repeated, tag = "3")]
+    pub repo_digests: Vec<String>,
     /// Whether it is exempt from the kubelet's image garbage collection.
     #[prost(bool, tag = "8")]
     pub pinned: bool,
+}
+
+/// `ImageService.ListImages`: all images.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ListImagesRequest {}
+
+/// The answer to [`ListImagesRequest`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ListImagesResponse {
+    /// The images.
+    #[prost(message, repeated, tag = "1")]
+    pub images: Vec<Image>,
 }
 
 /// `ImageService.RemoveImage`; removing what is not there succeeds.

@@ -55,7 +55,7 @@ fn disk(folder: &Path) -> Disk {
         run: folder.to_owned(),
         etc_on_host: "/etc/containerd".into(),
         hosts_on_host: "/etc/containerd/certs.d".into(),
-        hosts_are_given: false,
+        ..Folders::default()
     };
     Disk::new(&folders, "sys.holdfast")
 }

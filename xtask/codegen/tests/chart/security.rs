@@ -111,7 +111,7 @@ fn every_pod_is_restricted_but_for_the_listed_exceptions() {
 }
 
 #[test]
-fn the_node_agent_writes_to_one_folder_of_the_host_and_reads_two() {
+fn the_node_agent_writes_to_one_folder_of_the_host_and_reads_three() {
     let render = Render::scenario("ha");
     let pod = &render.get("DaemonSet", "node-agent")["spec"]["template"]["spec"];
     let host: Vec<&str> = pod["volumes"]
@@ -125,7 +125,8 @@ fn the_node_agent_writes_to_one_folder_of_the_host_and_reads_two() {
         [
             "/etc/containerd",
             "/etc/containerd/certs.d",
-            "/run/containerd"
+            "/run/containerd",
+            "/var/lib/kubelet/image_manager"
         ]
     );
     let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();

@@ -1,0 +1,150 @@
+//! What a node agent reports of its node: which images the node holds, which pods may use them
+//! without a pull, and which registry hosts others configured.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Image IDs in a report.
+pub const MAX_IMAGES: usize = 2000;
+/// Bytes of a report as JSON.
+pub const MAX_BYTES: usize = 512 << 10;
+/// Foreign hosts in a report.
+pub const MAX_FOREIGN_HOSTS: usize = 200;
+
+/// The report of one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    /// The node's name.
+    pub node: String,
+    /// Name and version of the container runtime.
+    pub runtime: String,
+    /// Whether the kubelet keeps pull records (feature gate `KubeletEnsureSecretPulledImages`).
+    pub gate: bool,
+    /// The images that the runtime holds.
+    pub image_ids: Vec<ReportedImage>,
+    /// Hosts for which the runtime has a configuration that Holdfast did not write. `_default` is
+    /// every host without one of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign_hosts: Vec<String>,
+    /// Whether images, names or hosts are left out. What is missing here then may still be on the
+    /// node.
+    #[serde(default)]
+    pub truncated: bool,
+}
+
+/// An image ID on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportedImage {
+    /// The digest of its configuration.
+    pub id: String,
+    /// Its names with a tag, canonical.
+    pub names: Vec<String>,
+    /// Its names with the digest of a manifest, canonical.
+    pub manifests: Vec<String>,
+    /// Its pull record: who may use the image by a repository's name. The names are as pods write
+    /// them, without tag and digest. `None`: the kubelet never pulled the image.
+    #[serde(default)]
+    pub record: Option<BTreeMap<String, Users>>,
+    /// Whether the kubelet began to pull one of its names and did not finish.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub intent: bool,
+}
+
+/// The pods that may use an image by one name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Users {
+    /// All pods of the node.
+    Any,
+    /// Pods with one of these, each `NAMESPACE/NAME`.
+    #[serde(rename_all = "camelCase")]
+    Only {
+        /// Pull secrets.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<String>,
+        /// Service accounts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        service_accounts: Vec<String>,
+    },
+}
+
+impl NodeReport {
+    /// Leaves out what is over the limits, the last images first, and marks the report.
+    pub fn limit(&mut self) {
+        let before = (self.image_ids.len(), self.foreign_hosts.len());
+        self.image_ids.truncate(MAX_IMAGES);
+        self.foreign_hosts.truncate(MAX_FOREIGN_HOSTS);
+        let images = std::mem::take(&mut self.image_ids);
+        let mut left = MAX_BYTES.saturating_sub(json_bytes(self));
+        for image in images {
+            // With its comma.
+            let Some(rest) = left.checked_sub(json_bytes(&image).saturating_add(1)) else {
+                break;
+            };
+            left = rest;
+            self.image_ids.push(image);
+        }
+        self.truncated |= before != (self.image_ids.len(), self.foreign_hosts.len());
+    }
+}
+
+fn json_bytes(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |bytes| bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(number: usize) -> ReportedImage {
+        ReportedImage {
+            id: format!("sha256:{number:064x}"),
+            names: vec![format!("docker.io/library/image-{number}:1")],
+            ..ReportedImage::default()
+        }
+    }
+
+    #[test]
+    fn a_report_reads_as_documented() {
+        let text = r#"{"node":"n1","runtime":"containerd v2.4.2","gate":true,"imageIds":[{"id":"sha256:aa","names":["docker.io/library/nginx:1"],"manifests":["docker.io/library/nginx@sha256:bb"],"record":{"10.96.0.50/docker.io/library/nginx":"any","nginx":{"only":{"secrets":["apps/pull"]}}}},{"id":"sha256:cc","names":[],"manifests":[],"record":null,"intent":true}],"foreignHosts":["registry.local:5000"],"truncated":false}"#;
+        let report: NodeReport = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&report).unwrap(), text);
+        let mut same = report.clone();
+        same.limit();
+        assert_eq!(same, report);
+    }
+
+    #[test]
+    fn a_report_is_bounded_and_says_so() {
+        let mut many = NodeReport {
+            image_ids: (0..=MAX_IMAGES).map(image).collect(),
+            ..NodeReport::default()
+        };
+        many.limit();
+        assert_eq!((many.image_ids.len(), many.truncated), (MAX_IMAGES, true));
+
+        let long = |number| ReportedImage {
+            names: vec!["n".repeat(1000)],
+            ..image(number)
+        };
+        let mut large = NodeReport {
+            image_ids: (0..1000).map(long).collect(),
+            ..NodeReport::default()
+        };
+        large.limit();
+        let bytes = serde_json::to_vec(&large).unwrap().len();
+        assert!(large.truncated && bytes <= MAX_BYTES, "{bytes}");
+        assert!(bytes > MAX_BYTES - 2000, "no more is left out than must be");
+        assert_eq!(large.image_ids.first(), Some(&long(0)));
+
+        let mut hosts = NodeReport {
+            foreign_hosts: vec!["h".to_owned(); MAX_FOREIGN_HOSTS + 1],
+            ..NodeReport::default()
+        };
+        hosts.limit();
+        assert_eq!(hosts.foreign_hosts.len(), MAX_FOREIGN_HOSTS);
+        assert!(hosts.truncated);
+    }
+}
