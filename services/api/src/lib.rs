@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod artifact;
+pub mod delivery;
 pub mod fill;
 pub mod history;
 pub mod labels;

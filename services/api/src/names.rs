@@ -65,6 +65,8 @@ impl Names {
         registry_auth = "registry-auth";
         /// Secret with [`crate::state::NodeState`].
         node = "node";
+        /// ConfigMap with [`crate::delivery::Delivery`].
+        delivery = "delivery";
         /// ConfigMap with [`crate::state::ClusterState`].
         state = "state";
     }

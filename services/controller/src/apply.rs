@@ -58,20 +58,22 @@ pub async fn secret(
     Ok(true)
 }
 
-/// As [`secret`], for a ConfigMap.
+/// As [`secret`], for a ConfigMap with texts and bytes.
 pub async fn config_map(
     client: &kube::Client,
     names: &Names,
     name: &str,
     existing: Option<ConfigMap>,
-    data: BTreeMap<String, String>,
+    (data, binary_data): (BTreeMap<String, String>, BTreeMap<String, ByteString>),
 ) -> Result<bool, kube::Error> {
     let exists = existing.is_some();
     let mut map = existing.unwrap_or_default();
-    if exists && map.data.as_ref() == Some(&data) {
+    let bytes = map.binary_data.clone().unwrap_or_default();
+    if exists && map.data.as_ref() == Some(&data) && bytes == binary_data {
         return Ok(false);
     }
     map.data = Some(data);
+    map.binary_data = (!binary_data.is_empty()).then_some(binary_data);
     write(client, names, name, exists, map).await?;
     Ok(true)
 }

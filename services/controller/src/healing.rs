@@ -11,7 +11,7 @@ pub mod decide;
 mod events;
 pub mod exclusions;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod handle;
 mod observe;
 pub mod patch;

@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod artifacts;
 pub mod certificates;
+pub mod delivery;
 pub mod events;
 pub mod healing;
 pub mod index;
@@ -195,6 +196,7 @@ impl Context {
         self.watch(supervisor, "artifact_objects", index::watch_artifacts);
         self.watch(supervisor, "denials", index::watch_denials);
         self.spawn(supervisor, "state", state::run);
+        self.spawn(supervisor, "delivery", delivery::run);
         self.spawn(supervisor, "node_taints", nodes::run);
         self.spawn(supervisor, "preload", artifacts::preload::run);
         self.spawn(supervisor, "healing", healing::run);

@@ -253,7 +253,7 @@ async fn write_cluster(
     }
     let names = &context.names;
     let data: BTreeMap<_, _> = [(KEY.to_owned(), serde_json::to_string(state)?)].into();
-    let existing = observed.state_map.clone();
+    let (existing, data) = (observed.state_map.clone(), (data, BTreeMap::new()));
     if apply::config_map(&context.client, names, &names.state(), existing, data).await? {
         tracing::info!(
             rewrite = state.rewrite,

@@ -180,7 +180,9 @@ pub enum Rule {
     Never,
     /// Pods that keep the original would lose it: kept.
     Protected,
-    /// The image cannot change later or may be a placeholder, and the local name is not sure: kept.
+    /// The text may be a placeholder, and the local name is not sure: kept.
+    Placeholder,
+    /// The image cannot change later, and the local name is not expected to start: kept.
     Fixed,
     /// The local name is sure: local.
     Held,
@@ -200,6 +202,7 @@ impl Rule {
         match self {
             Self::Never => "never",
             Self::Protected => "protected",
+            Self::Placeholder => "placeholder",
             Self::Fixed => "fixed",
             Self::Held => "held",
             Self::OnNodes => "on_nodes",
@@ -213,9 +216,12 @@ impl Rule {
     pub const fn name(self) -> Name {
         match self {
             Self::Held | Self::Expected | Self::Unknown => Name::Local,
-            Self::Never | Self::Protected | Self::Fixed | Self::OnNodes | Self::NotBetter => {
-                Name::Original
-            }
+            Self::Never
+            | Self::Protected
+            | Self::Placeholder
+            | Self::Fixed
+            | Self::OnNodes
+            | Self::NotBetter => Name::Original,
         }
     }
 }
@@ -228,7 +234,9 @@ pub fn choose(state: &State) -> Rule {
         Rule::Never
     } else if state.protect && original == OnNodes::All {
         Rule::Protected
-    } else if (state.is_fixed() || state.placeholder) && local < Level::Sure {
+    } else if state.placeholder && local < Level::Sure {
+        Rule::Placeholder
+    } else if state.is_fixed() && local < Level::Expected {
         Rule::Fixed
     } else if local == Level::Sure {
         Rule::Held

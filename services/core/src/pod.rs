@@ -163,6 +163,58 @@ pub fn service_account_name(pod: &Value) -> &str {
         .unwrap_or("default")
 }
 
+/// The node on which a pod will run, if that is fixed: it is bound, or the required node affinity
+/// names one node, as that of a `DaemonSet`'s pod.
+pub fn bound_node(pod: &Value) -> Option<&str> {
+    let bound = pod.pointer("/spec/nodeName").and_then(Value::as_str);
+    if let Some(node) = bound.filter(|node| !node.is_empty()) {
+        return Some(node);
+    }
+    let terms = pod
+        .pointer("/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution")?
+        .get("nodeSelectorTerms")?
+        .as_array()?;
+    let [term] = terms.as_slice() else {
+        return None;
+    };
+    let fields = term.get("matchFields")?.as_array()?;
+    let field = fields.iter().find(|field| {
+        let is = |key: &str, text: &str| field.get(key).and_then(Value::as_str) == Some(text);
+        is("key", "metadata.name") && is("operator", "In")
+    })?;
+    match field.get("values")?.as_array()?.as_slice() {
+        [node] => node.as_str(),
+        _ => None,
+    }
+}
+
+/// Whether a node may need a pod before it can run others: the pod uses the host's network, has a
+/// critical priority class of the system, or tolerates nodes that are not ready.
+pub fn precedes_nodes(pod: &Value) -> bool {
+    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let Some(spec) = pod.get("spec") else {
+        return false;
+    };
+    let is_critical = text(spec, "priorityClassName").is_some_and(|class| {
+        matches!(
+            class.as_str(),
+            "system-node-critical" | "system-cluster-critical"
+        )
+    });
+    let tolerations = spec.get("tolerations").and_then(Value::as_array);
+    let tolerates_not_ready = tolerations.into_iter().flatten().any(|toleration| {
+        let key = text(toleration, "key").unwrap_or_default();
+        let effect = text(toleration, "effect").unwrap_or_default();
+        // The API server gives all pods a toleration of `NoExecute`.
+        matches!(effect.as_str(), "" | "NoSchedule")
+            && (key == "node.kubernetes.io/not-ready"
+                || key.is_empty() && text(toleration, "operator").as_deref() == Some("Exists"))
+    });
+    spec.get("hostNetwork").and_then(Value::as_bool) == Some(true)
+        || is_critical
+        || tolerates_not_ready
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,5 +307,61 @@ mod tests {
         }});
         assert_eq!(pull_secret_names(&pod), ["b", "a"]);
         assert_eq!(service_account_name(&pod), "builder");
+    }
+
+    #[test]
+    fn a_daemon_sets_pod_is_bound_by_its_affinity() {
+        let affinity = |terms: Value| {
+            let required = json!({"nodeSelectorTerms": terms});
+            json!({"spec": {"affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": required,
+            }}}})
+        };
+        let field = |values: Value| json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": values}]});
+        for (pod, expect) in [
+            (json!({"spec": {"nodeName": "a"}}), Some("a")),
+            (json!({"spec": {"nodeName": ""}}), None),
+            (affinity(json!([field(json!(["b"]))])), Some("b")),
+            (affinity(json!([field(json!(["b", "c"]))])), None),
+            (
+                affinity(json!([field(json!(["b"])), field(json!(["c"]))])),
+                None,
+            ),
+            (affinity(json!([{"matchExpressions": []}])), None),
+            (json!({}), None),
+        ] {
+            assert_eq!(bound_node(&pod), expect, "{pod}");
+        }
+    }
+
+    #[test]
+    fn plug_ins_of_nodes_are_recognised() {
+        let tolerates = |toleration: Value| json!({"spec": {"tolerations": [toleration]}});
+        let not_ready = "node.kubernetes.io/not-ready";
+        for (pod, expect) in [
+            (json!({}), false),
+            (json!({"spec": {"hostNetwork": true}}), true),
+            (
+                json!({"spec": {"priorityClassName": "system-node-critical"}}),
+                true,
+            ),
+            (json!({"spec": {"priorityClassName": "mine"}}), false),
+            (tolerates(json!({"operator": "Exists"})), true),
+            (
+                tolerates(json!({"key": not_ready, "operator": "Exists"})),
+                true,
+            ),
+            // What the API server gives each pod.
+            (
+                tolerates(json!({"key": not_ready, "operator": "Exists", "effect": "NoExecute"})),
+                false,
+            ),
+            (
+                tolerates(json!({"key": "dedicated", "operator": "Exists"})),
+                false,
+            ),
+        ] {
+            assert_eq!(precedes_nodes(&pod), expect, "{pod}");
+        }
     }
 }

@@ -120,6 +120,7 @@ pub async fn serve(
     let supervisor = Supervisor::new(health.clone(), &mut registry, stop.clone());
     let tls_loaded = health.ready_flag("tls", "no serving certificate yet");
     let state_seen = health.ready_flag("state", "the shared state has not been read yet");
+    let delivery_seen = health.ready_flag("delivery", "what is known of images is not read yet");
     let admin = Admin {
         health,
         registry: Arc::new(registry),
@@ -136,16 +137,22 @@ pub async fn serve(
     };
     let (rules_sender, rules) = watch::channel(rules::Rules::new(configured.clone(), None));
     let api = Api::namespaced(client.clone(), &names.namespace);
+    let (state, delivery) = (names.state(), names.delivery());
+    let (state_api, state_rules) = (api.clone(), rules_sender.clone());
     supervisor.spawn("state", STUCK_AFTER, move |heartbeat| {
-        let (rules, seen) = (rules_sender.clone(), state_seen.clone());
-        state::follow(
-            api.clone(),
-            names.state(),
-            configured.clone(),
-            rules,
-            seen,
-            heartbeat,
-        )
+        let (rules, configured) = (state_rules.clone(), configured.clone());
+        let publish = move |object: Option<&_>| state::publish(object, &configured, &rules);
+        let seen = state_seen.clone();
+        state::follow(state_api.clone(), state.clone(), publish, seen, heartbeat)
+    });
+    supervisor.spawn("delivery", STUCK_AFTER, move |heartbeat| {
+        let rules = rules_sender.clone();
+        let publish = move |object: Option<&_>| {
+            let now = jiff::Timestamp::now().as_second();
+            state::publish_delivery(object, now, &rules);
+        };
+        let seen = delivery_seen.clone();
+        state::follow(api.clone(), delivery.clone(), publish, seen, heartbeat)
     });
 
     let (announcer, announcements) = announce::queue(metrics.clone());

@@ -40,6 +40,30 @@ const VOLUMES: Shape = Shape::List(&Shape::Members(&[
     ),
 ]));
 
+/// The node to which a `DaemonSet`'s pod is bound.
+const AFFINITY: Shape = Shape::Members(&[(
+    "nodeAffinity",
+    Shape::Members(&[(
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        Shape::Members(&[(
+            "nodeSelectorTerms",
+            Shape::List(&Shape::Members(&[(
+                "matchFields",
+                Shape::List(&Shape::Members(&[
+                    ("key", Shape::Plain),
+                    ("operator", Shape::Plain),
+                    ("values", Shape::List(&Shape::Plain)),
+                ])),
+            )])),
+        )]),
+    )]),
+)]);
+const TOLERATIONS: Shape = Shape::List(&Shape::Members(&[
+    ("key", Shape::Plain),
+    ("operator", Shape::Plain),
+    ("effect", Shape::Plain),
+]));
+
 /// The new pod, for `/mutate`. All annotations are kept, because their total size is limited.
 const POD: Shape = Shape::Members(&[
     (
@@ -61,6 +85,11 @@ const POD: Shape = Shape::Members(&[
     (
         "spec",
         Shape::Members(&[
+            ("nodeName", Shape::Plain),
+            ("affinity", AFFINITY),
+            ("tolerations", TOLERATIONS),
+            ("hostNetwork", Shape::Plain),
+            ("priorityClassName", Shape::Plain),
             ("containers", CONTAINERS),
             ("initContainers", CONTAINERS),
             ("ephemeralContainers", CONTAINERS),

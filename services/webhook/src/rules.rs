@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_api::access::ImageAccess;
+use holdfast_api::delivery::Delivery;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE, Exclusion};
 use holdfast_config::Values;
 use holdfast_core::UpstreamFilter;
@@ -24,6 +25,8 @@ pub struct Rules {
     pub excluded: Arc<BTreeMap<String, BTreeSet<String>>>,
     /// Which images the pods of a namespace may have from the registry.
     pub access: ImageAccess,
+    /// What is known of copies, upstreams and nodes.
+    pub delivery: Arc<Delivery>,
 }
 
 /// The part of the rules that comes from the configuration.
@@ -79,6 +82,7 @@ impl Rules {
             upstreams,
             excluded: Arc::new(excluded(&state.excluded)),
             access,
+            delivery: Arc::default(),
         }
     }
 

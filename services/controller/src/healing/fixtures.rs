@@ -5,7 +5,7 @@ use holdfast_api::{Artifact, ArtifactSpec, artifact_name};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 /// An Artifact whose Ready condition has this reason after this many attempts.
-pub(super) fn artifact(source: &str, reason: &str, attempts: i64) -> Artifact {
+pub(crate) fn artifact(source: &str, reason: &str, attempts: i64) -> Artifact {
     let mut artifact = Artifact::new(
         &artifact_name(source),
         ArtifactSpec {

@@ -176,16 +176,23 @@ fn each_rule_of_admission_has_its_case() {
         (
             State {
                 kind: Kind::Volume,
-                ..answers
+                ..UNKNOWN
             },
             Rule::Fixed,
+        ),
+        (
+            State {
+                kind: Kind::Volume,
+                ..answers
+            },
+            Rule::Expected,
         ),
         (
             State {
                 placeholder: true,
                 ..answers
             },
-            Rule::Fixed,
+            Rule::Placeholder,
         ),
         (
             State {

@@ -23,7 +23,8 @@ struct Api {
 }
 
 impl Api {
-    /// Serves the list and watch of ConfigMap `holdfast-state`, and accepts Artifacts.
+    /// Serves the lists and watches of ConfigMap `holdfast-state`, and of `holdfast-delivery`, which
+    /// does not exist; accepts Artifacts.
     async fn client(&self, state: Option<Value>) -> kube::Client {
         use warp::Filter as _;
         let items: Vec<Value> = state
@@ -37,19 +38,23 @@ impl Api {
             })
             .into_iter()
             .collect();
-        let list = json!({
-            "apiVersion": "v1", "kind": "ConfigMapList",
-            "metadata": { "resourceVersion": "1" }, "items": items,
-        });
+        let list = |items: &[Value]| {
+            json!({
+                "apiVersion": "v1", "kind": "ConfigMapList",
+                "metadata": { "resourceVersion": "1" }, "items": items,
+            })
+        };
+        let (list, none) = (list(&items), list(&[]));
         let config_maps = warp::path!("api" / "v1" / "namespaces" / "sys" / "configmaps")
             .and(warp::query::<std::collections::HashMap<String, String>>())
             .then(move |query: std::collections::HashMap<String, String>| {
-                let list = list.clone();
+                let (list, none) = (list.clone(), none.clone());
                 async move {
-                    assert_eq!(
-                        query.get("fieldSelector").map(String::as_str),
-                        Some("metadata.name=holdfast-state")
-                    );
+                    let list = match query.get("fieldSelector").map(String::as_str) {
+                        Some("metadata.name=holdfast-state") => list,
+                        Some("metadata.name=holdfast-delivery") => none,
+                        other => panic!("the webhook may not list {other:?}"),
+                    };
                     if query.contains_key("watch") {
                         tokio::time::sleep(Duration::from_secs(60)).await;
                     }
