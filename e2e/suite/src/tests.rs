@@ -56,6 +56,8 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(pods::the_documented_command_lists_the_artifacts),
         ci!(pods::ephemeral_containers_are_rewritten),
         ci!(pods::malformed_references_are_repaired),
+        full!(pods::a_manifest_applied_twenty_times_restarts_nothing),
+        full!(pods::a_pod_of_another_cluster_starts_from_this_registry),
         ci!(pods::opted_out_pods_keep_their_images),
         full!(pods::image_volumes_hold_what_the_upstream_has),
         ci!(scope::kube_system_is_left_alone_but_for_three_labels),

@@ -1,7 +1,7 @@
 //! Reviews of pods and the patches that answer them; match conditions.
 
 use holdfast_conditions::{Condition, Facts};
-use holdfast_core::{UpstreamFilter, pod};
+use holdfast_core::pod;
 use holdfast_webhook::{
     mutate::{Request, mutate},
     review::{self, Review},
@@ -31,7 +31,7 @@ pub(super) const REVIEW: Target = Target {
         "\"labels\":{",
         "\"holdfast.dev/rewrite\":\"disabled\"",
         "\"holdfast.dev/original-images\":\"",
-        "\"holdfast.dev/image-history\":\"{\\\"uid\\\":\\\"u\\\",\\\"reverts\\\":2}\"",
+        "\"holdfast.dev/image-history\":\"{\\\"uid\\\":\\\"u\\\",\\\"restored\\\":[\\\"a:1\\\"]}\"",
         "\"uid\":\"u\"",
         "\"operation\":\"UPDATE\"",
         "\"oldObject\":",
@@ -52,9 +52,7 @@ fn rules() -> Rules {
     Rules {
         address: Some(ADDRESS.to_owned()),
         known_addresses: vec![ADDRESS.to_owned()],
-        upstreams: UpstreamFilter::default(),
-        excluded: std::sync::Arc::default(),
-        access: holdfast_api::access::ImageAccess::Every,
+        ..Rules::default()
     }
 }
 

@@ -7,9 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::labels;
 
-/// Reverts of one pod's images after which Holdfast stops changing that pod.
-pub const MAX_REVERTS: u32 = 3;
-
 /// The annotation [`labels::IMAGE_HISTORY`].
 ///
 /// It applies only to the pod with this `uid`, because pods are often created from copies of
@@ -19,23 +16,13 @@ pub const MAX_REVERTS: u32 = 3;
 pub struct ImageHistory {
     /// The UID of the pod that it describes.
     pub uid: String,
-    /// How many updates reverted a reference of the registry to the upstream's.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub reverts: u32,
     /// How often the controller set the registry's reference for an image, by `containers/NAME`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub healed: BTreeMap<String, u32>,
-    /// Upstream references that the controller restored because the registry cannot copy them.
+    /// Upstream references that the controller restored because the registry cannot copy them, or
+    /// that `holdfast restore` restored.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub restored: BTreeSet<String>,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the signature that serde calls"
-)]
-fn is_zero(count: &u32) -> bool {
-    *count == 0
 }
 
 impl ImageHistory {
@@ -60,18 +47,12 @@ impl ImageHistory {
     /// Merges two histories of one pod, so that replacing a pod's annotations resets no count.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
-        self.reverts = self.reverts.max(other.reverts);
         for (key, count) in other.healed {
             let known = self.healed.entry(key).or_default();
             *known = (*known).max(count);
         }
         self.restored.extend(other.restored);
         self
-    }
-
-    /// Whether the pod reached [`MAX_REVERTS`], so that Holdfast no longer changes it.
-    pub fn is_excluded(&self) -> bool {
-        self.reverts >= MAX_REVERTS
     }
 
     /// The annotation's text.
@@ -93,17 +74,17 @@ mod tests {
     fn only_the_pods_own_history_counts() {
         let history = ImageHistory {
             uid: "u".to_owned(),
-            reverts: 3,
             healed: [("containers/a".to_owned(), 2)].into(),
             restored: ["r.io/a:1".to_owned()].into(),
         };
         assert_eq!(ImageHistory::of(&pod("u", &history.text())), history);
-        assert!(history.is_excluded());
         for (uid, text) in [
             ("other", history.text()),
             ("u", "not json".to_owned()),
             ("u", "[]".to_owned()),
-            ("u", r#"{"uid":"u","reverts":-1}"#.to_owned()),
+            ("u", r#"{"uid":"u","healed":-1}"#.to_owned()),
+            // A count of earlier versions.
+            ("u", r#"{"uid":"u","reverts":3}"#.to_owned()),
         ] {
             let found = ImageHistory::of(&pod(uid, &text));
             assert_eq!(
@@ -122,26 +103,25 @@ mod tests {
     fn what_is_unsaid_is_not_written() {
         let least = ImageHistory {
             uid: "u".to_owned(),
-            reverts: 1,
+            healed: [("containers/a".to_owned(), 1)].into(),
             ..ImageHistory::default()
         };
-        assert_eq!(least.text(), r#"{"uid":"u","reverts":1}"#);
+        assert_eq!(least.text(), r#"{"uid":"u","healed":{"containers/a":1}}"#);
     }
 
     #[test]
     fn two_histories_of_a_pod_add_up_to_the_greater() {
-        let history = |reverts, healed: &[(&str, u32)], restored: &[&str]| ImageHistory {
+        let history = |healed: &[(&str, u32)], restored: &[&str]| ImageHistory {
             uid: "u".to_owned(),
-            reverts,
             healed: healed
                 .iter()
                 .map(|(key, count)| ((*key).to_owned(), *count))
                 .collect(),
             restored: restored.iter().map(|&text| text.to_owned()).collect(),
         };
-        let one = history(1, &[("containers/a", 2)], &["x"]);
-        let two = history(2, &[("containers/a", 1), ("containers/b", 1)], &["y"]);
-        let both = history(2, &[("containers/a", 2), ("containers/b", 1)], &["x", "y"]);
+        let one = history(&[("containers/a", 2)], &["x"]);
+        let two = history(&[("containers/a", 1), ("containers/b", 1)], &["y"]);
+        let both = history(&[("containers/a", 2), ("containers/b", 1)], &["x", "y"]);
         assert_eq!(one.clone().with(two.clone()), both);
         assert_eq!(two.with(one), both);
     }

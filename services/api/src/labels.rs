@@ -5,7 +5,7 @@ use serde_json::Value;
 /// Annotation on pods: a JSON object from `containers/NAME`, `initContainers/NAME` or
 /// `volumes/NAME` to the original reference.
 pub const ORIGINAL_IMAGES: &str = holdfast_core::pod::ORIGINAL_IMAGES_ANNOTATION;
-/// Annotation on pods whose images were reverted, healed or restored:
+/// Annotation on pods whose images were healed or restored:
 /// [`crate::history::ImageHistory`] as JSON.
 pub const IMAGE_HISTORY: &str = "holdfast.dev/image-history";
 /// Annotation on the registry's and the webhook's pods: when a mounted Secret last changed.

@@ -71,6 +71,12 @@ impl Names {
         state = "state";
     }
 
+    /// The user name of the controller's service account.
+    pub fn controller_user(&self) -> String {
+        let account = self.controller();
+        format!("system:serviceaccount:{}:{account}", self.namespace)
+    }
+
     /// `NAME.NAMESPACE.svc`, the DNS name of one of the Services.
     pub fn dns(&self, service: &str) -> String {
         format!("{service}.{}.svc", self.namespace)

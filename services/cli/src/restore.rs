@@ -137,7 +137,7 @@ async fn restore(args: &Args) -> anyhow::Result<Document> {
     let releases = args.cluster.releases(&client).await?;
     let addresses = addresses(&client, &releases).await?;
     let namespace = args.namespaces.namespace.as_deref();
-    let mut pods = find(&client, namespace, &addresses).await?;
+    let mut pods = find(&client, namespace, &addresses, !releases.is_empty()).await?;
     let own: Vec<String> = releases
         .iter()
         .map(|release| release.names.namespace.clone())
@@ -174,7 +174,7 @@ async fn restore(args: &Args) -> anyhow::Result<Document> {
         tokio::time::sleep(PROPAGATION_DELAY).await;
     }
     let outcome = with_progress(&client, pods, args, now() + args.timeout).await;
-    let again = find(&client, namespace, &addresses).await?;
+    let again = find(&client, namespace, &addresses, !releases.is_empty()).await?;
     let done = outcome.left.is_empty() && unexpected(&outcome, &again).is_empty();
     document(done.into(), &outcome, summary(&outcome, &again))
 }

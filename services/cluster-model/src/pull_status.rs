@@ -117,7 +117,7 @@ pub fn stuck_pod(
         Progress::NotStarted => !image.local,
         Progress::Settled => false,
     });
-    if !needs_help && !history.is_excluded() {
+    if !needs_help {
         return None;
     }
     let wanted = wanted();

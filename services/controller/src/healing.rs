@@ -1,5 +1,5 @@
 //! Healing: gives pods that cannot pull a reference that can be pulled, in both directions, and
-//! stops when another controller reverts it. The protocol is `docs/design/healing.md`.
+//! stops when another controller reverts it each time. The protocol is `docs/design/healing.md`.
 //!
 //! `observe` reads the index, pure functions decide (`decide`, `unfillable`, `exclusions`,
 //! `policies`, `retry_triggers`), `apply` changes the live pod, and `policy_probe` tests which

@@ -169,6 +169,7 @@ pub async fn serve(
 
     let context = routes::Context {
         rules,
+        controller: names.controller_user().into(),
         announcer,
         metrics,
     };

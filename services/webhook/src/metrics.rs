@@ -51,7 +51,7 @@ pub struct Metrics {
     rewritten: Counter,
     skipped: Family<ReasonLabel, Counter>,
     restored: Counter,
-    reverted: Counter,
+    kept: Counter,
     announcements: Family<ResultLabel, Counter>,
 }
 
@@ -83,9 +83,9 @@ impl Metrics {
                 "Image references or whole pods that were not rewritten, by reason",
                 Family::default(),
             ),
-            reverted: group.add(
-                "images_reverted",
-                "Rewritten references that an update reverted to the upstream's",
+            kept: group.add(
+                "images_kept",
+                "Stored references that stayed because an update meant the same image",
                 Counter::default(),
             ),
             announcements: group.add(
@@ -107,8 +107,8 @@ impl Metrics {
         self.reviews.get_or_create(&ResultLabel { result }).inc();
         self.rewritten
             .inc_by(u64::try_from(mutation.rewritten).unwrap_or(u64::MAX));
-        self.reverted
-            .inc_by(u64::try_from(mutation.reverted).unwrap_or(u64::MAX));
+        self.kept
+            .inc_by(u64::try_from(mutation.kept).unwrap_or(u64::MAX));
         self.restored
             .inc_by(u64::try_from(mutation.restored).unwrap_or(u64::MAX));
         for reason in &mutation.skipped {

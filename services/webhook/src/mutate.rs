@@ -2,13 +2,12 @@
 //! SPEC 8).
 //!
 //! The patch works on raw JSON, so that fields which this version does not know stay untouched. It
-//! changes image references and two annotations only: the original references, and the count of
-//! reverted rewrites. Applying it twice changes nothing. `docs/design/admission.md` has the rules.
+//! changes image references and two annotations only: the original references, and the history of
+//! the pod's images. Applying it twice changes nothing. `docs/design/admission.md` has the rules.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use holdfast_api::access::ImageAccess;
-use holdfast_api::history::{ImageHistory, MAX_REVERTS};
 use holdfast_api::labels;
 use holdfast_core::meaning::{self, Meaning, meaning};
 use holdfast_core::pod::{self, Kind, PodImage};
@@ -17,7 +16,10 @@ use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value, json};
 
+use self::stored::Stored;
 use crate::rules::Rules;
+
+mod stored;
 
 /// Total size of annotations that the API server accepts.
 const MAX_ANNOTATIONS_BYTES: usize = 256 * 1024;
@@ -78,8 +80,6 @@ pub enum SkipReason {
     Refused,
     /// It is unknown whether the namespace may have the image (`access.privateImages: namespace`).
     Private,
-    /// The owner of the pod reverted the rewrite repeatedly.
-    Reverted,
     /// The pod has more images or annotations than the webhook reads.
     TooLarge,
 }
@@ -102,7 +102,6 @@ impl SkipReason {
             Self::Unfillable => "unfillable",
             Self::Refused => "refused",
             Self::Private => "private",
-            Self::Reverted => "reverted",
             Self::TooLarge => "too_large",
         }
     }
@@ -121,8 +120,8 @@ pub struct Mutation {
     pub rewritten: usize,
     /// Why other references were not rewritten: one entry per image, or one for the whole pod.
     pub skipped: Vec<SkipReason>,
-    /// Number of references that this update reverted to their originals.
-    pub reverted: usize,
+    /// Number of references of this update that mean the stored ones, which stay.
+    pub kept: usize,
     /// Number of references to the registry that were replaced by the originals, because the
     /// namespace may not have the image.
     pub restored: usize,
@@ -195,13 +194,26 @@ impl Mutation {
 
 /// Decides about `pod`, whose state before the change is `old`.
 pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
-    if let Some(reason) = reason_to_skip(pod, rules) {
+    if let Some(reason) = reason_to_skip(pod) {
         return Mutation {
             skipped: vec![reason],
             ..Mutation::default()
         };
     }
-    decide_all(pod, old, request, rules, rules.address.as_deref())
+    let stored = old
+        .filter(|_| request != Request::Create)
+        .map(|old| Stored::new(pod, old, Some(&rules.known_addresses)));
+    let mut mutation = decide_all(
+        pod,
+        stored.as_ref(),
+        request,
+        rules,
+        rules.address.as_deref(),
+    );
+    if rules.address.is_none() {
+        mutation.skipped = vec![SkipReason::NotRewriting];
+    }
+    mutation
 }
 
 /// Replaces references to the registry by the originals where the pod's namespace may not have the
@@ -211,9 +223,12 @@ pub fn restore(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules
     if rules.access == ImageAccess::Every || pod::is_mirror(pod) {
         return Mutation::default();
     }
+    let stored = old
+        .filter(|_| request != Request::Create)
+        .map(|old| Stored::new(pod, old, None));
     Mutation {
         images: Vec::new(),
-        ..decide_all(pod, old, request, rules, None)
+        ..decide_all(pod, stored.as_ref(), request, rules, None)
     }
 }
 
@@ -231,49 +246,47 @@ pub fn restore_unread(rules: &Rules) -> Mutation {
 /// Decides about each image that is new or changed. Without an address nothing is rewritten.
 fn decide_all(
     pod: &Value,
-    old: Option<&Value>,
+    stored: Option<&Stored<'_>>,
     request: Request,
     rules: &Rules,
     address: Option<&str>,
 ) -> Mutation {
     let mut mutation = Mutation::default();
-    let old = old.filter(|_| request != Request::Create);
-    let before: BTreeMap<String, String> = old
-        .map(|old| {
-            pod::images(old)
-                .into_iter()
-                .map(|image| (image.key(), image.image))
-                .collect()
-        })
-        .unwrap_or_default();
-    // A client that replaces the whole pod also replaces its annotations.
-    let mut history = old.map_or_else(ImageHistory::default, |old| {
-        ImageHistory::of(pod).with(ImageHistory::of(old))
-    });
     let namespace = pod.pointer("/metadata/namespace").and_then(Value::as_str);
     let criteria = Criteria {
         rules,
         address,
         namespace: namespace.unwrap_or_default(),
-        last_revert: request == Request::Update && history.reverts.saturating_add(1) >= MAX_REVERTS,
-        gave_up: request == Request::Update && history.is_excluded(),
-        history: &history,
+        restored: stored.map(Stored::restored),
     };
     let known_originals = pod::annotated_originals(pod);
     let mut originals = Map::new();
     let mut announced = BTreeSet::new();
     for image in pod::images(pod) {
-        let was = before.get(&image.key());
+        let key = image.key();
+        let was = stored.and_then(|stored| stored.image(&key));
         if !request.kinds().contains(&image.kind) || was == Some(&image.image) {
             continue;
         }
-        let annotated = meaning::annotated(known_originals.as_ref(), &image.key());
-        let verdict = decide(&image, annotated, was.map(String::as_str), &criteria);
-        mutation.reverted += usize::from(verdict.reverted);
-        if let Decision::Rewrite { written, .. } = &verdict.decision {
-            originals.insert(image.key(), Value::String(written.clone()));
+        let annotated = meaning::annotated(known_originals.as_ref(), &key);
+        let meant = meaning(&image.image, annotated, &rules.known_addresses);
+        if request == Request::Update
+            && let Some(kept) = stored.and_then(|stored| stored.kept(&key, &meant))
+        {
+            mutation.kept += 1;
+            if annotated.is_none()
+                && let Some(original) = kept.original
+            {
+                originals.insert(key, Value::String(original.to_owned()));
+            }
+            mutation.replace(&image, kept.text.to_owned());
+            continue;
         }
-        if let Some(source) = mutation.apply(&image, verdict.decision)
+        let decision = decide(&image, meant, annotated, &criteria);
+        if let Decision::Rewrite { written, .. } = &decision {
+            originals.insert(key, Value::String(written.clone()));
+        }
+        if let Some(source) = mutation.apply(&image, decision)
             && announced.insert(source.to_string())
         {
             mutation.images.push(source);
@@ -286,18 +299,17 @@ fn decide_all(
     if !originals.is_empty() {
         annotations.push((labels::ORIGINAL_IMAGES, merged_originals(pod, originals)));
     }
-    if mutation.reverted > 0 && !history.is_excluded() {
-        history.reverts += 1;
-        annotations.push((labels::IMAGE_HISTORY, history.text()));
+    if mutation.kept > 0
+        && let Some(history) = stored.and_then(Stored::lost_history)
+    {
+        annotations.push((labels::IMAGE_HISTORY, history));
     }
     mutation.patch.extend(annotate(pod, annotations));
     mutation
 }
 
-fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<SkipReason> {
-    if rules.address.is_none() {
-        Some(SkipReason::NotRewriting)
-    } else if labels::opts_out(pod) {
+fn reason_to_skip(pod: &Value) -> Option<SkipReason> {
+    if labels::opts_out(pod) {
         Some(SkipReason::OptedOut)
     } else if pod::is_mirror(pod) {
         Some(SkipReason::Mirror)
@@ -316,17 +328,8 @@ struct Criteria<'a> {
     /// The address for rewritten references; `None` if nothing is rewritten.
     address: Option<&'a str>,
     namespace: &'a str,
-    history: &'a ImageHistory,
-    /// Whether one more revert ends the rewriting of this pod.
-    last_revert: bool,
-    /// Whether earlier reverts ended it already.
-    gave_up: bool,
-}
-
-struct Verdict {
-    /// Whether the update reverts a rewritten reference to its original.
-    reverted: bool,
-    decision: Decision,
+    /// The sources that keep their upstream's references in this pod.
+    restored: Option<&'a BTreeSet<String>>,
 }
 
 enum Decision {
@@ -348,31 +351,26 @@ enum Decision {
     },
 }
 
-/// Decides about an image that is new or changed. `annotated` is what the annotation of originals
-/// says for it, `was` its reference before.
+/// Decides about an image that is new or changed, and means `meant`. `annotated` is what the
+/// annotation of originals says for it.
 fn decide(
     image: &PodImage,
+    meant: Meaning,
     annotated: Option<&str>,
-    was: Option<&str>,
     criteria: &Criteria<'_>,
-) -> Verdict {
+) -> Decision {
     let rules = criteria.rules;
-    let verdict = |decision| Verdict {
-        reverted: false,
-        decision,
-    };
-    let skip = |reason, original| verdict(Decision::Skip { reason, original });
-    let meant = meaning(&image.image, annotated, &rules.known_addresses);
+    let skip = |reason, original| Decision::Skip { reason, original };
     // Checked first: a node may hold the image for another namespace under this name, whatever the
     // pull policy is.
     if let Meaning::Local { reference } = &meant
         && !rules.access.permits(criteria.namespace, reference)
     {
         let original = reference.clone();
-        return verdict(Decision::Restore { original });
+        return Decision::Restore { original };
     }
     let Some(address) = criteria.address else {
-        return verdict(Decision::Keep);
+        return Decision::Keep;
     };
     if image.pull_policy.as_deref() == Some("Never") {
         return skip(SkipReason::PullNever, None);
@@ -412,24 +410,12 @@ fn decide(
     if let Some(reason) = excluded(&original, criteria) {
         return skip(reason, Some(original));
     }
-    let reverted = was.is_some_and(|was| {
-        let before = meaning(was, None, &rules.known_addresses);
-        matches!(before, Meaning::Local { reference } if reference == original)
-    });
-    let decision = if criteria.gave_up || (reverted && criteria.last_revert) {
-        Decision::Skip {
-            reason: SkipReason::Reverted,
-            original: Some(original),
-        }
-    } else {
-        Decision::Rewrite {
-            local,
-            original,
-            written,
-            repaired,
-        }
-    };
-    Verdict { reverted, decision }
+    Decision::Rewrite {
+        local,
+        original,
+        written,
+        repaired,
+    }
 }
 
 /// Why a source stays with its upstream in this namespace or pod, if it does.
@@ -437,7 +423,9 @@ fn excluded(original: &Reference, criteria: &Criteria<'_>) -> Option<SkipReason>
     let (rules, namespace) = (criteria.rules, criteria.namespace);
     if rules.excludes_namespace(namespace) {
         Some(SkipReason::Refused)
-    } else if criteria.history.restored.contains(&original.to_string())
+    } else if criteria
+        .restored
+        .is_some_and(|restored| restored.contains(&original.to_string()))
         || rules.excludes(namespace, original)
     {
         Some(SkipReason::Unfillable)

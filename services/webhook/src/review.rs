@@ -136,7 +136,7 @@ const NAMES: Shape = Shape::Members(&[
     ("spec", IMAGES),
 ]);
 
-/// The old pod: its images and their history.
+/// The old pod: its images, their originals and their history.
 const OLD_POD: Shape = Shape::Members(&[
     (
         "metadata",
@@ -144,7 +144,10 @@ const OLD_POD: Shape = Shape::Members(&[
             ("uid", Shape::Plain),
             (
                 "annotations",
-                Shape::Members(&[(labels::IMAGE_HISTORY, Shape::Plain)]),
+                Shape::Members(&[
+                    (labels::ORIGINAL_IMAGES, Shape::Plain),
+                    (labels::IMAGE_HISTORY, Shape::Plain),
+                ]),
             ),
         ]),
     ),
@@ -168,6 +171,7 @@ macro_rules! review {
                     ("subResource", Shape::Plain),
                     ("namespace", Shape::Plain),
                     ("operation", Shape::Plain),
+                    ("userInfo", Shape::Members(&[("username", Shape::Plain)])),
                     ("object", $pod),
                     ("oldObject", OLD_POD),
                     ("dryRun", Shape::Plain),
@@ -201,6 +205,8 @@ pub struct Review {
     pub uid: String,
     /// The pod's namespace; empty if none is named, or the name is not a DNS label.
     pub namespace: String,
+    /// The name of the user who made the request.
+    pub user: String,
     /// Whether side effects are forbidden, so that no announcement follows.
     pub dry_run: bool,
     /// What is to be judged; nothing where the review is about something that is never changed, or
@@ -289,6 +295,7 @@ impl Review {
             .unwrap_or_default();
         Ok(Self {
             uid,
+            user: text(&document, "/request/userInfo/username").unwrap_or_default(),
             namespace,
             dry_run: document.pointer("/request/dryRun") == Some(&Value::Bool(true)),
             subject,

@@ -32,6 +32,8 @@ const LARGE_AT_ONCE: usize = 1;
 pub struct Context {
     /// The current rules.
     pub rules: watch::Receiver<Rules>,
+    /// The user name of the controller, whose changes of pods stay as they are.
+    pub controller: Arc<str>,
     /// Where announcements go.
     pub announcer: Announcer,
     /// The metrics.
@@ -89,7 +91,12 @@ impl Default for Capacity {
 /// A parsed review and the decision about its pod.
 type Evaluated = Result<(Review, Mutation), review::Error>;
 
-fn evaluate(body: Body, endpoint: Endpoint, rules: &watch::Receiver<Rules>) -> Evaluated {
+fn evaluate(
+    body: Body,
+    endpoint: Endpoint,
+    rules: &watch::Receiver<Rules>,
+    controller: &str,
+) -> Evaluated {
     let review = match endpoint {
         Endpoint::Rewrite => Review::parse(body.as_ref()),
         Endpoint::Restore => Review::parse_names(body.as_ref()),
@@ -98,6 +105,8 @@ fn evaluate(body: Body, endpoint: Endpoint, rules: &watch::Receiver<Rules>) -> E
     let review = review?;
     let rules = rules.borrow().clone();
     let mutation = match (&review.subject, endpoint) {
+        // Healing has decided which reference the pod gets.
+        (Some(_), Endpoint::Rewrite) if review.user == controller => Mutation::default(),
         (Some(subject), endpoint) => {
             let decide = match endpoint {
                 Endpoint::Rewrite => mutate,
@@ -115,18 +124,19 @@ fn evaluate(body: Body, endpoint: Endpoint, rules: &watch::Receiver<Rules>) -> E
 /// Evaluates a review when it is its turn. `None` if its turn does not come before the deadline, or
 /// the process ends.
 async fn evaluate_in_turn(
+    context: &Context,
     capacity: &Capacity,
     (body, endpoint): (Body, Endpoint),
-    rules: &watch::Receiver<Rules>,
     deadline: Instant,
 ) -> Option<Evaluated> {
+    let rules = &context.rules;
     if body.is_large() {
         let turn = Arc::clone(&capacity.large).acquire_owned();
         let turn = timeout_at(deadline, turn).await.ok()?.ok()?;
-        let rules = rules.clone();
+        let (rules, controller) = (rules.clone(), Arc::clone(&context.controller));
         // The turn ends with the work, even if the client disconnects before.
         let work = tokio::task::spawn_blocking(move || {
-            let evaluated = evaluate(body, endpoint, &rules);
+            let evaluated = evaluate(body, endpoint, &rules, &controller);
             drop(turn);
             evaluated
         });
@@ -136,7 +146,7 @@ async fn evaluate_in_turn(
             .await
             .ok()?
             .ok()?;
-        Some(evaluate(body, endpoint, rules))
+        Some(evaluate(body, endpoint, rules, &context.controller))
     }
 }
 
@@ -167,7 +177,7 @@ where
     };
     let started = Instant::now();
     let (review, mutation) =
-        match evaluate_in_turn(capacity, (body, endpoint), &context.rules, deadline).await {
+        match evaluate_in_turn(context, capacity, (body, endpoint), deadline).await {
             Some(Ok(evaluated)) => evaluated,
             Some(Err(error)) => {
                 context.metrics.refused("malformed");

@@ -198,6 +198,74 @@ pub(super) fn malformed_references_are_repaired(world: &mut World) -> Result<()>
     Ok(())
 }
 
+/// Applies the manifest of a bare pod again and again, and sets its original with a patch: no
+/// container restarts, and the stored pod does not change.
+pub(super) fn a_manifest_applied_twenty_times_restarts_nothing(world: &mut World) -> Result<()> {
+    let site = world.site()?;
+    site.installed()?;
+    let image = site.push(&site.private, "team/again", 1, 1000)?;
+    let test = site.namespace()?;
+    let manifest = Pod::new("app", &image.reference)
+        .pull_secrets(&[SECRET])
+        .build(&test.name);
+    site.kube.apply(std::slice::from_ref(&manifest))?;
+    let started = site.kube.running(&test.name, "app", START)?;
+    let local = site.local(&image.reference)?;
+    ensure!(images(&started, "containers") == std::slice::from_ref(&local));
+    let patch = json!({"spec": {"containers": [{"name": "app", "image": image.reference}]}});
+    for _ in 0..20 {
+        site.kube.apply(std::slice::from_ref(&manifest))?;
+        site.kube.run(&[
+            "patch",
+            "pod",
+            "-n",
+            &test.name,
+            "app",
+            "--patch",
+            &patch.to_string(),
+        ])?;
+    }
+    // A kubelet restarts a container whose image changed within seconds.
+    std::thread::sleep(Duration::from_secs(5));
+    let pod = site.kube.get(&["pod", "-n", &test.name, "app"])?;
+    let id = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    ensure!(
+        images(&pod, "containers") == [local.clone()] && id(&pod) == id(&started),
+        "{:?} in {}, before {local} in {}",
+        images(&pod, "containers"),
+        id(&pod),
+        id(&started)
+    );
+    Ok(())
+}
+
+/// A pod with the references and the annotation of another cluster, as a backup restores it.
+pub(super) fn a_pod_of_another_cluster_starts_from_this_registry(world: &mut World) -> Result<()> {
+    let site = world.site()?;
+    site.installed()?;
+    let image = site.push(&site.private, "team/moved", 1, 1000)?;
+    let test = site.namespace()?;
+    let local = site.local(&image.reference)?;
+    let elsewhere = local.replacen(&site.address()?, "192.0.2.50", 1);
+    ensure!(
+        elsewhere != local,
+        "{local} does not begin with the address"
+    );
+    let mut pod = Pod::new("app", &elsewhere)
+        .pull_secrets(&[SECRET])
+        .build(&test.name);
+    let originals = json!({"containers/app": image.reference}).to_string();
+    pod["metadata"]["annotations"] = json!({"holdfast.dev/original-images": originals});
+    let stored = site.kube.create(&pod)?;
+    ensure!(
+        images(&stored, "containers") == [local.clone()],
+        "{elsewhere} became {:?}, expected {local}",
+        images(&stored, "containers")
+    );
+    site.kube.running(&test.name, "app", START)?;
+    site.kube.copied(&test.name, &image.reference, START)
+}
+
 pub(super) fn opted_out_pods_keep_their_images(world: &mut World) -> Result<()> {
     let site = world.site()?;
     site.installed()?;

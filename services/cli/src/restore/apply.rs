@@ -40,16 +40,18 @@ pub(crate) struct Outcome {
     pub(crate) left: Vec<(RewrittenPod, String)>,
 }
 
-/// Every pod with rewritten references, in one namespace or in all.
+/// Every pod with rewritten references, in one namespace or in all. `rewriting` says whether a
+/// webhook may exist.
 pub(crate) async fn find(
     client: &Client,
     namespace: Option<&str>,
     addresses: &[String],
+    rewriting: bool,
 ) -> anyhow::Result<Vec<RewrittenPod>> {
     match cluster::list(client, PODS, namespace).await? {
         Listed::Items(pods) => Ok(pods
             .iter()
-            .filter_map(|pod| plan::find(pod, addresses))
+            .filter_map(|pod| plan::find(pod, addresses, rewriting))
             .collect()),
         Listed::Forbidden | Listed::Unknown => bail!(
             "pods may not be listed{}",

@@ -1,6 +1,7 @@
 //! Which pods hold rewritten references, and the remedy for each: pure. Owners are never edited,
 //! and a pod without an owner is never deleted.
 
+use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_core::workload::{
     self, condition_is_true, controller_of, may_start, pod_template, text,
@@ -76,17 +77,25 @@ pub(super) fn path_of_owner(namespace: &str, owner: &Owner) -> Option<String> {
     Some(format!("{list}/{}", owner.name))
 }
 
-/// Judges one pod; nothing where no reference of it is rewritten, or where it has ended.
-pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<RewrittenPod> {
+/// Judges one pod; nothing where no reference of it is rewritten, or where it has ended. While a
+/// webhook may exist (`rewriting`), a patch says in the pod's history what it restores: otherwise
+/// the webhook keeps the stored references.
+pub(crate) fn find(pod: &Value, addresses: &[String], rewriting: bool) -> Option<RewrittenPod> {
     if pod::is_mirror(pod) || !may_start("Pod", pod) {
         return None;
     }
     let annotated = pod::annotated_originals(pod);
+    let mut history = ImageHistory::of(pod);
     let images: Vec<(pod::PodImage, String)> = meaning::of_pod(pod, addresses)
         .into_iter()
         .filter(|found| found.meaning.is_rewritten())
-        .filter_map(|found| Some((found.original_text()?, found.image)))
-        .map(|(original, image)| (image, original))
+        .filter_map(|found| {
+            let original = found.original_text()?;
+            if can_change(&found.image) {
+                history.restored.insert(found.meaning.source()?.to_string());
+            }
+            Some((found.image, original))
+        })
         .collect();
     if images.is_empty() {
         return None;
@@ -97,7 +106,12 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<RewrittenPod> {
         uid: uid.to_owned(),
     });
     let remedy = match &owner {
-        None => patch(pod, &images, annotated.as_ref()),
+        None => patch(
+            pod,
+            &images,
+            annotated.as_ref(),
+            rewriting.then_some(&history),
+        ),
         Some(owner) if RECREATING_KINDS.contains(&owner.kind.as_str()) => Remedy::Recreate,
         Some(owner) if owner.kind == "Job" => Remedy::Leave(
             "its Job runs to its end; the next one starts with the originals".to_owned(),
@@ -127,12 +141,15 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<RewrittenPod> {
 
 /// The operations on a pod that nothing would recreate. Each one first tests the value that it
 /// changes.
-fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Value>) -> Remedy {
-    let mutable =
-        |image: &pod::PodImage| matches!(image.kind, pod::Kind::Container | pod::Kind::Init);
+fn patch(
+    pod: &Value,
+    images: &[(pod::PodImage, String)],
+    annotated: Option<&Value>,
+    history: Option<&ImageHistory>,
+) -> Remedy {
     let fixed: Vec<String> = images
         .iter()
-        .filter(|(image, _)| !mutable(image))
+        .filter(|(image, _)| !can_change(image))
         .map(|(image, _)| format!("{} cannot be changed in a living pod", image.key()))
         .collect();
     if fixed.len() == images.len() {
@@ -147,7 +164,7 @@ fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Val
         .and_then(Value::as_object)
         .cloned()
         .unwrap_or_default();
-    for (image, original) in images.iter().filter(|(image, _)| mutable(image)) {
+    for (image, original) in images.iter().filter(|(image, _)| can_change(image)) {
         operations.push(json!({"op": "test", "path": image.pointer, "value": image.image}));
         operations.push(json!({"op": "replace", "path": image.pointer, "value": original}));
         left.shift_remove(&image.key());
@@ -163,7 +180,30 @@ fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Val
             json!({"op": "replace", "path": path, "value": Value::Object(left).to_string()})
         });
     }
+    if let Some(history) = history {
+        operations.extend(record(pod, history));
+    }
     Remedy::Patch(operations, fixed)
+}
+
+/// Whether the API server lets the reference be changed.
+fn can_change(image: &pod::PodImage) -> bool {
+    matches!(image.kind, pod::Kind::Container | pod::Kind::Init)
+}
+
+/// The operations that write the history of a pod's images.
+fn record(pod: &Value, history: &ImageHistory) -> Vec<Value> {
+    let path = "/metadata/annotations";
+    if pod.pointer(path).is_some_and(Value::is_object) {
+        let path = format!("{path}/{}", labels::IMAGE_HISTORY.replace('/', "~1"));
+        return vec![json!({"op": "add", "path": path, "value": history.text()})];
+    }
+    // The patch writes the whole map, so the pod must not have got one meanwhile.
+    let version = "/metadata/resourceVersion";
+    vec![
+        json!({"op": "test", "path": version, "value": text(pod, version)}),
+        json!({"op": "add", "path": path, "value": {labels::IMAGE_HISTORY: history.text()}}),
+    ]
 }
 
 /// Why new pods of an owner would not have their original images; `None` where they would.
@@ -221,7 +261,7 @@ mod tests {
     }
 
     fn remedy(owner: Option<&str>) -> Remedy {
-        find(&pod(owner, &local(), ""), &addresses())
+        find(&pod(owner, &local(), ""), &addresses(), false)
             .unwrap()
             .remedy
     }
@@ -248,15 +288,15 @@ mod tests {
     #[test]
     fn pods_that_hold_their_originals_or_have_ended_are_no_concern() {
         let original = json!({"containers": [{"name": "c", "image": "nginx:1"}]});
-        assert_eq!(find(&pod(None, &original, ""), &addresses()), None);
+        assert_eq!(find(&pod(None, &original, ""), &addresses(), false), None);
         let pushed = json!({"containers": [{"name": "c", "image": "10.96.0.50/team/app:1"}]});
-        assert_eq!(find(&pod(None, &pushed, ""), &addresses()), None);
+        assert_eq!(find(&pod(None, &pushed, ""), &addresses(), false), None);
         let mut ended = pod(None, &local(), "");
         ended["status"] = json!({"phase": "Succeeded"});
-        assert_eq!(find(&ended, &addresses()), None);
+        assert_eq!(find(&ended, &addresses(), false), None);
         let mut mirror = pod(None, &local(), "");
         mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
-        assert_eq!(find(&mirror, &addresses()), None);
+        assert_eq!(find(&mirror, &addresses(), false), None);
     }
 
     #[test]
@@ -267,7 +307,7 @@ mod tests {
             "containers": [{"name": "c", "image": "10.96.0.50/docker.io/library/nginx:1"}, {"name": "own", "image": "r.io/x:1"}],
             "volumes": [{"name": "v", "image": {"reference": "10.96.0.50/docker.io/library/data:1"}}],
         });
-        let found = find(&pod(None, &spec, annotation), &addresses()).unwrap();
+        let found = find(&pod(None, &spec, annotation), &addresses(), false).unwrap();
         let Remedy::Patch(operations, left) = &found.remedy else {
             panic!("{found:?}");
         };
@@ -290,16 +330,34 @@ mod tests {
     }
 
     #[test]
+    fn while_a_webhook_exists_the_patch_says_what_it_restores() {
+        for annotation in ["", r#"{"containers/c":"nginx:1"}"#] {
+            let mut bare = pod(None, &local(), annotation);
+            bare["metadata"]["resourceVersion"] = json!("7");
+            let found = find(&bare, &addresses(), true).unwrap();
+            let Remedy::Patch(operations, _) = found.remedy else {
+                panic!("{found:?}");
+            };
+            let patch: json_patch::Patch = serde_json::from_value(json!(operations)).unwrap();
+            let mut patched = bare.clone();
+            json_patch::patch(&mut patched, &patch).unwrap();
+            let history = ImageHistory::of(&patched);
+            let restored: Vec<_> = history.restored.iter().map(String::as_str).collect();
+            assert_eq!(restored, ["docker.io/library/nginx:1"], "{annotation}");
+        }
+    }
+
+    #[test]
     fn an_annotation_that_lies_is_not_believed() {
         let annotation = r#"{"containers/c":"evil.example/x:1"}"#;
-        let found = find(&pod(None, &local(), annotation), &addresses()).unwrap();
+        let found = find(&pod(None, &local(), annotation), &addresses(), false).unwrap();
         assert_eq!(found.images[0].original, "docker.io/library/nginx:1");
     }
 
     #[test]
     fn what_cannot_be_changed_is_left_with_the_way_out() {
         let spec = json!({"containers": [], "volumes": [{"name": "v", "image": {"reference": "10.96.0.50/r.io/data:1"}}]});
-        let found = find(&pod(None, &spec, ""), &addresses()).unwrap();
+        let found = find(&pod(None, &spec, ""), &addresses(), false).unwrap();
         assert!(
             matches!(&found.remedy, Remedy::Leave(why) if why.contains("volumes/v") && why.contains("create it again")),
             "{found:?}"

@@ -224,7 +224,7 @@ impl Cluster {
             .and_then(|map| map.data?.remove(KEY));
         let state: Option<ClusterState> = state.and_then(|text| serde_json::from_str(&text).ok());
         let addresses = crate::cluster::addresses(state.as_ref());
-        let mut pods = restore::find(&self.client, None, &addresses).await?;
+        let mut pods = restore::find(&self.client, None, &addresses, false).await?;
         restore::ask_owners(&self.client, &mut pods, &addresses).await?;
         Ok(
             restore::execute(&self.evicting, pods, pacing, |line, waiting| {

@@ -224,7 +224,7 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
     ]);
     pod["metadata"]["annotations"] = json!({
         labels::ORIGINAL_IMAGES: r#"{"containers/side":"r.io/side:1"}"#,
-        labels::IMAGE_HISTORY: r#"{"uid":"u","reverts":3}"#,
+        labels::IMAGE_HISTORY: r#"{"uid":"u","healed":{"containers/side":3}}"#,
     });
     pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
     let stuck_pod = read(&pod).unwrap();
@@ -235,7 +235,7 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
             .map(|owner| owner.reference.name.as_str()),
         Some("rs")
     );
-    assert!(stuck_pod.history.is_excluded());
+    assert_eq!(stuck_pod.history.healed["containers/side"], 3);
     assert_eq!(stuck_pod.created, 1_767_225_600);
     let found: Vec<_> = stuck_pod
         .images

@@ -147,7 +147,6 @@ impl Healer {
                 self.exclude_sources(&pod.0, changes, &copies);
                 (patch::Kind::Restore, changes.as_slice())
             }
-            Act::Exclude { .. } => (patch::Kind::Exclude, [].as_slice()),
             Act::Recreate(changes) => {
                 let written = self.exclude_sources(&pod.0, changes, &copies);
                 if !written {
@@ -156,7 +155,7 @@ impl Healer {
                 self.evict(&api, &pod.1, &current, snapshot.now).await?;
                 return Ok(Some((again, None)));
             }
-            Act::Nothing | Act::Unfixable { .. } => return Ok(None),
+            Act::Nothing | Act::Exclude | Act::Unfixable { .. } => return Ok(None),
         };
         let next = patch::history(&self.history(&current), kind, changes);
         let operations = patch::operations(&document(&live), &current, kind, changes, &next);

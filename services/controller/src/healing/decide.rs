@@ -1,13 +1,17 @@
 //! Decides the act for one pod: a pure function of the pod, of the copies of its images, and of its
 //! history.
 
-use holdfast_api::history::{ImageHistory, MAX_REVERTS};
+use holdfast_api::history::ImageHistory;
 use holdfast_cluster_model::pull_status::{Image, Progress, StuckPod};
 use holdfast_core::pod::Kind;
 use holdfast_core::{Reference, meaning, rewrite};
 
 /// Evictions of one owner's pods within an hour.
 pub const RECREATIONS: usize = 3;
+
+/// Times that healing sets the registry's reference for one image of a pod. If the image still has
+/// the upstream's then, another controller reverts it.
+pub const MAX_HEALS_OF_IMAGE: u32 = 3;
 
 /// What is known of the copy of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +76,8 @@ pub enum Act {
     Restore(Vec<Change>),
     /// Evict the pod, so that its owner recreates it: these images cannot change in place.
     Recreate(Vec<Change>),
-    /// Stop changing the pod: another controller reverts its references.
-    Exclude {
-        /// Whether the pod does not say so yet.
-        record: bool,
-    },
+    /// Leave the pod: another controller reverts its references.
+    Exclude,
     /// These images cannot be changed by Holdfast.
     Unfixable {
         /// `volumes/NAME`.
@@ -94,17 +95,14 @@ impl Act {
             Self::Heal(_) => "heal",
             Self::Restore(_) => "restore",
             Self::Recreate(_) => "recreate",
-            Self::Exclude { .. } => "exclude",
+            Self::Exclude => "exclude",
             Self::Unfixable { .. } => "unfixable",
         }
     }
 
     /// Whether the pod stays unchanged and only an event is written.
     pub const fn is_event_only(&self) -> bool {
-        matches!(
-            self,
-            Self::Exclude { record: false } | Self::Unfixable { .. }
-        )
+        matches!(self, Self::Exclude | Self::Unfixable { .. })
     }
 }
 
@@ -117,11 +115,6 @@ pub fn decide(
     recreated: usize,
     snapshot: &Snapshot,
 ) -> Act {
-    if history.is_excluded() {
-        return Act::Exclude {
-            record: !stuck_pod.history.is_excluded(),
-        };
-    }
     let images = Images {
         stuck_pod,
         copy,
@@ -134,10 +127,10 @@ pub fn decide(
     let healed = images.to_heal();
     let is_reverted = |change: &Change| {
         let count = history.healed.get(&change.key);
-        count.is_some_and(|count| *count >= MAX_REVERTS)
+        count.is_some_and(|count| *count >= MAX_HEALS_OF_IMAGE)
     };
     if healed.iter().any(is_reverted) {
-        return Act::Exclude { record: true };
+        return Act::Exclude;
     }
     if !healed.is_empty() {
         return Act::Heal(healed);

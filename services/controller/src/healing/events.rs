@@ -137,11 +137,11 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
                 list(changes)
             ),
         ),
-        Act::Exclude { .. } => (
+        Act::Exclude => (
             EventType::Warning,
             "PodExcluded",
-            "another controller repeatedly reverted the image to the upstream's; Holdfast no \
-             longer changes this pod. Set the label \
+            "another controller set the upstream's reference again each time that the image was \
+             healed; healing leaves this pod. Set the label \
              holdfast.dev/rewrite=disabled in the pod's template, or stop the controller that \
              reverts it"
                 .to_owned(),

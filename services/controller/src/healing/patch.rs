@@ -2,7 +2,7 @@
 //! the same container still has the old one.
 
 use super::decide::Change;
-use holdfast_api::history::{ImageHistory, MAX_REVERTS};
+use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_core::pod;
@@ -15,8 +15,6 @@ pub enum Kind {
     Heal,
     /// Containers get their upstream's references back.
     Restore,
-    /// The pod is excluded from now on.
-    Exclude,
 }
 
 /// The history after the act.
@@ -33,7 +31,6 @@ pub fn history(known: &ImageHistory, kind: Kind, changes: &[Change]) -> ImageHis
             next.restored
                 .extend(changes.iter().map(|change| change.source.clone()));
         }
-        Kind::Exclude => next.reverts = next.reverts.max(MAX_REVERTS),
     }
     next
 }
@@ -69,7 +66,6 @@ pub fn operations(
             Kind::Restore => {
                 originals.remove(&change.key);
             }
-            Kind::Exclude => {}
         }
     }
     let mut annotations = vec![(labels::IMAGE_HISTORY, Some(history.text()))];
@@ -225,11 +221,9 @@ mod tests {
             uid: "u".to_owned(),
             healed: [("containers/app".to_owned(), 1)].into(),
             restored: ["r.io/app:1".to_owned(), "r.io/other:1".to_owned()].into(),
-            ..ImageHistory::default()
         };
         let next = history(&known, Kind::Heal, &changes("r.io/app:1", LOCAL));
         assert_eq!(next.healed["containers/app"], 2);
         assert_eq!(next.restored.iter().collect::<Vec<_>>(), ["r.io/other:1"]);
-        assert!(history(&known, Kind::Exclude, &[]).is_excluded());
     }
 }

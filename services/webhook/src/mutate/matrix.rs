@@ -2,7 +2,8 @@
 //! image before, image now, expected image, reasons.
 //!
 //! A row applies to each of its kinds. `L` is the address of the registry, `A` a former one, `@D` a
-//! digest; `-` is nothing, `=` means that the image stays.
+//! digest; `-` is nothing, `=` means that the image stays, `was` that the one before stays. A pod
+//! that `restores` says so by this update.
 
 use super::*;
 use crate::rules::Configured;
@@ -54,21 +55,25 @@ container              update     -             plain    r.io/a:1               
 container              update     -             plain    A/r.io/a:1               L/r.io/a:1            =                               already_local
 container              update     -             plain    r.io/a:1                 nginx:                =                               malformed
 container              update     -             plain    r.io/a:1                 refused.io/a:1        =                               unfillable
-container              update     -             plain    L/refused.io/a:1         refused.io/a:1        =                               unfillable
-container              update     -             restored L/r.io/a:1               r.io/a:1              =                               unfillable
+container              update     -             plain    L/refused.io/a:1         refused.io/a:1        was                             kept
+container              update     -             restored L/r.io/a:1               r.io/a:1              was                             kept
+container,init         update     -             restores L/r.io/a:1               r.io/a:1              =                               unfillable
 container              update     -             restored r.io/a:1                 r.io/a:2              r.io/a:2                        -
-container,init         update     -             plain    L/r.io/a:1               r.io/a:1              r.io/a:1                        reverts
-container              update     -             plain    A/r.io/a:1               r.io/a:1              r.io/a:1                        reverts
-container              update     -             plain    L/docker.io/library/n:1  n:1                   docker.io/library/n:1           reverts
-container,init         update     -             reverts2 L/r.io/a:1               r.io/a:1              =                               reverts,reverted
+container,init         update     -             plain    L/r.io/a:1               r.io/a:1              was                             kept
+container              update     -             plain    A/r.io/a:1               r.io/a:1              was                             kept
+container              update     -             plain    L/docker.io/library/n:1  n:1                   was                             kept
+container              update     -             plain    docker.io/library/n:1    n:1                   was                             kept
+container,init         update     -             plain    L/r.io/a:1               https://r.io/a:1      was                             kept
+container              update     -             plain    https://r.io/a:1         r.io/a:1              r.io/a:1                        -
+container,init         update     -             reverts2 L/r.io/a:1               r.io/a:1              was                             kept
 container              update     -             reverts2 L/r.io/a:1               r.io/a:2              r.io/a:2                        -
-container              update     -             reverts3 L/r.io/a:1               r.io/a:1              =                               reverts,reverted
-container              update     -             reverts3 r.io/a:1                 r.io/a:2              =                               reverted
+container              update     -             reverts3 L/r.io/a:1               r.io/a:1              was                             kept
+container              update     -             reverts3 r.io/a:1                 r.io/a:2              r.io/a:2                        -
 container              update     -             reverts3 r.io/a:1                 r.io/a:1              =                               -
-container              update     -             another3 L/r.io/a:1               r.io/a:1              r.io/a:1                        reverts
+container              update     -             another3 L/r.io/a:1               r.io/a:1              was                             kept
 container              update     Always        plain    r.io/a:1                 r.io/a:2              r.io/a:2                        -
 container,init         update     Never         plain    r.io/a:1                 r.io/a:2              =                               pull_never
-container              update     Never         plain    L/r.io/a:1               r.io/a:1              =                               pull_never
+container              update     Never         plain    L/r.io/a:1               r.io/a:1              was                             kept
 container              update     -             optout   L/r.io/a:1               r.io/a:1              =                               opted_out
 container              update     -             mirror   r.io/a:1                 r.io/a:2              =                               mirror
 container              update     -             own      r.io/a:1                 r.io/a:2              =                               own_platform
@@ -120,7 +125,9 @@ fn pod(kind: &str, policy: &str, pod: &str, image: &str) -> Value {
         "reverts2" => metadata["annotations"] = history("u", r#""reverts":2"#),
         "reverts3" => metadata["annotations"] = history("u", r#""reverts":3"#),
         "another3" => metadata["annotations"] = history("v", r#""reverts":3"#),
-        "restored" => metadata["annotations"] = history("u", r#""restored":["r.io/a:1"]"#),
+        "restored" | "restores" => {
+            metadata["annotations"] = history("u", r#""restored":["r.io/a:1"]"#);
+        }
         other => panic!("no such pod: {other}"),
     }
     let policy = (policy != "-").then_some(policy);
@@ -170,7 +177,8 @@ fn run(row: &str) -> (String, String) {
         _ => Request::Ephemeral,
     };
     let new = pod(kind, policy, of, &image);
-    let old = (request != Request::Create).then(|| pod(kind, policy, of, &before));
+    let was = if of == "restores" { "plain" } else { of };
+    let old = (request != Request::Create).then(|| pod(kind, policy, was, &before));
     let mutation = mutate(&new, old.as_ref(), request, &rules());
     let mut after = new.clone();
     json_patch::patch(&mut after, &mutation.patch).unwrap();
@@ -178,9 +186,9 @@ fn run(row: &str) -> (String, String) {
         .pointer(pointer(kind))
         .and_then(Value::as_str)
         .unwrap();
-    let reverts = std::iter::repeat_n("reverts", mutation.reverted);
+    let kept = std::iter::repeat_n("kept", mutation.kept);
     let reasons = mutation.skipped.iter().map(|reason| reason.label());
-    let reasons: Vec<_> = reverts.chain(reasons).collect();
+    let reasons: Vec<_> = kept.chain(reasons).collect();
     let reasons = if reasons.is_empty() {
         "-".to_owned()
     } else {
@@ -188,6 +196,7 @@ fn run(row: &str) -> (String, String) {
     };
     let expect = match becomes {
         "=" => image.clone(),
+        "was" => before,
         local => format!("10.96.0.50/{}", full(local)),
     };
     let mut expected = format!("{expect} {why}");
@@ -268,9 +277,8 @@ fn reverted_every_time(keeps_annotations: bool) -> Vec<String> {
 }
 
 #[test]
-fn an_image_that_is_reverted_three_times_stays() {
-    let local = "10.96.0.50/r.io/a:1";
-    let expect = [local, local, "r.io/a:1", "r.io/a:1", "r.io/a:1"];
+fn an_image_that_is_reverted_every_time_stays_local() {
+    let expect = ["10.96.0.50/r.io/a:1"; 5];
     assert_eq!(reverted_every_time(true), expect);
     assert_eq!(
         reverted_every_time(false),

@@ -1,7 +1,10 @@
-//! What the texts of images mean: restored pods, placeholders, Windows, lengths.
+//! What the texts of images mean: restored pods, placeholders, Windows, lengths, and updates that
+//! only spell the stored image differently.
 
-use super::tests::{create, pod};
+use super::tests::{create, pod, rules};
 use super::*;
+
+const ADDRESS: &str = "10.96.0.50";
 
 fn apply(pod: &Value, mutation: &Mutation) -> Value {
     let mut patched = pod.clone();
@@ -134,4 +137,92 @@ fn names_that_a_kubelet_or_an_artifact_refuses_stay_with_a_warning() {
         assert_eq!(mutation.warnings.len(), 1, "{text}");
         assert!(mutation.images.is_empty(), "{text}");
     }
+}
+
+/// A client that applies its manifest again and again, as a patch that keeps the annotations, or by
+/// replacing the whole object.
+fn applied_again(manifest: &Value, stored: &Value, keeps_annotations: bool, rules: &Rules) {
+    for round in 0..20 {
+        let mut wish = manifest.clone();
+        wish["metadata"]["uid"] = stored["metadata"]["uid"].clone();
+        if keeps_annotations {
+            wish["metadata"]["annotations"] = stored["metadata"]["annotations"].clone();
+        }
+        let mutation = mutate(&wish, Some(stored), Request::Update, rules);
+        let after = apply(&wish, &mutation);
+        assert_eq!(after, *stored, "round {round}: the object does not change");
+        assert!(mutation.images.is_empty());
+    }
+}
+
+#[test]
+fn a_manifest_that_is_applied_twenty_times_changes_nothing() {
+    for text in ["r.io/a:1", "nginx", "https://r.io/a:1", "docker.io/nginx"] {
+        let mut manifest = pod(text);
+        manifest["metadata"]["uid"] = json!("u");
+        let stored = apply(&manifest, &create(&manifest));
+        assert!(image(&stored).starts_with(ADDRESS), "{text}");
+        for keeps_annotations in [true, false] {
+            applied_again(&manifest, &stored, keeps_annotations, &rules());
+            // Nor while nothing is rewritten: a restart would need the upstream.
+            let off = Rules {
+                address: None,
+                ..rules()
+            };
+            applied_again(&manifest, &stored, keeps_annotations, &off);
+        }
+    }
+}
+
+/// What becomes of an update of the stored image `was`, in a pod with this history before and
+/// after.
+fn updated(was: &str, now: &str, before: &str, after: &str) -> (String, Vec<SkipReason>) {
+    let with_history = |image: &str, restored: &str| {
+        let mut pod = pod(image);
+        pod["metadata"]["uid"] = json!("u");
+        if !restored.is_empty() {
+            let text = json!({ "uid": "u", "restored": [restored] }).to_string();
+            pod["metadata"]["annotations"] = json!({ labels::IMAGE_HISTORY: text });
+        }
+        pod
+    };
+    let (old, new) = (with_history(was, before), with_history(now, after));
+    let mutation = mutate(&new, Some(&old), Request::Update, &rules());
+    let after = apply(&new, &mutation);
+    (image(&after).to_owned(), mutation.skipped)
+}
+
+#[test]
+fn who_asks_for_the_upstream_gets_it() {
+    let local = "10.96.0.50/r.io/a:1";
+    // `holdfast restore` adds the source to the history in the same request.
+    let (found, skipped) = updated(local, "r.io/a:1", "", "r.io/a:1");
+    assert_eq!(
+        (found.as_str(), skipped),
+        ("r.io/a:1", vec![SkipReason::Unfillable])
+    );
+    // Another source, or an earlier request, restores nothing.
+    for (before, after) in [("", "r.io/b:1"), ("r.io/a:1", "r.io/a:1"), ("r.io/a:1", "")] {
+        let (found, _) = updated(local, "r.io/a:1", before, after);
+        assert_eq!(found, local, "{before} {after}");
+    }
+    // A restored pod keeps its upstream's reference, however it is spelled.
+    let (found, _) = updated("docker.io/a:1", "a:1", "docker.io/library/a:1", "");
+    assert_eq!(found, "docker.io/a:1");
+    // Another image is judged as a new one.
+    let (found, _) = updated(local, "r.io/a:2", "", "");
+    assert_eq!(found, "10.96.0.50/r.io/a:2");
+    // A malformed reference cannot stay.
+    let (found, _) = updated("https://r.io/a:1", "r.io/a:1", "", "");
+    assert_eq!(found, local);
+}
+
+#[test]
+fn what_an_update_would_lose_of_the_history_stays_with_the_image() {
+    let mut manifest = pod("r.io/a:1");
+    manifest["metadata"]["uid"] = json!("u");
+    let mut stored = apply(&manifest, &create(&manifest));
+    let history = json!({ "uid": "u", "healed": { "containers/c": 1 } }).to_string();
+    stored["metadata"]["annotations"][labels::IMAGE_HISTORY] = json!(history);
+    applied_again(&manifest, &stored, false, &rules());
 }

@@ -124,7 +124,7 @@ fn full_review() -> Value {
                 "namespace": "team",
                 "uid": "u",
                 "labels": { "app": "a", labels::REWRITE: "enabled" },
-                "annotations": { "theirs": "x".repeat(300), labels::IMAGE_HISTORY: r#"{"uid":"u","reverts":1}"#, "b": "" },
+                "annotations": { "theirs": "x".repeat(300), labels::IMAGE_HISTORY: r#"{"uid":"u","restored":["r.io/x:1"]}"#, "b": "" },
                 "managedFields": [{ "fieldsV1": { "f:spec": { "f:containers": { "k:{}": { ".": {} } } } } }],
             },
             "spec": {

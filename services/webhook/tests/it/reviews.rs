@@ -77,6 +77,42 @@ async fn a_dry_run_is_patched_and_announces_nothing() {
     .await;
 }
 
+#[tokio::test]
+async fn the_controllers_changes_stay_and_those_of_others_change_nothing() {
+    let webhook = start(Some(rewriting()), true).await;
+    eventually("ready", || webhook.ready()).await;
+    let original = "registry.example:5000/team/app:1";
+    let local = "10.96.0.50/registry.example_5000/team/app:1";
+    let mut update = create(false);
+    update["operation"] = json!("UPDATE");
+    update["oldObject"] = update["object"].clone();
+    update["oldObject"]["spec"]["containers"][0]["image"] = json!(local);
+    for (user, expect) in [
+        ("system:serviceaccount:sys:holdfast-controller", None),
+        (
+            "system:serviceaccount:other:holdfast-controller",
+            Some(local),
+        ),
+        ("kubernetes-admin", Some(local)),
+    ] {
+        update["userInfo"] = json!({ "username": user, "groups": [] });
+        let answer = webhook.review(update.clone()).await;
+        if let Some(expect) = expect {
+            let expect = json!([
+                { "op": "replace", "path": "/spec/containers/0/image", "value": expect },
+            ]);
+            assert_eq!(patch(&answer), expect, "{user}: {original}");
+        } else {
+            assert!(answer["response"]["patch"].is_null(), "{user}");
+        }
+    }
+    let metrics = webhook.metrics().await;
+    assert!(
+        metrics.contains("holdfast_webhook_images_kept_total 2"),
+        "{metrics}"
+    );
+}
+
 // SPEC 11
 #[tokio::test]
 async fn the_values_decide_which_upstreams_are_rewritten() {

@@ -59,7 +59,7 @@ fn list(pods: &[Value]) -> Value {
 #[tokio::test(start_paused = true)]
 async fn the_successor_is_waited_for_while_nothing_is_to_be_seen_of_it() {
     let before = pod("old", "10.96.0.50/r.io/a:1", true);
-    let found = plan::find(&before, &["10.96.0.50".to_owned()]).unwrap();
+    let found = plan::find(&before, &["10.96.0.50".to_owned()], false).unwrap();
     let (client, rest) = server(vec![
         list(&[before]),
         list(&[]),

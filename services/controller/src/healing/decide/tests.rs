@@ -207,15 +207,11 @@ fn who_insists_is_left_alone() {
     }
     healed.history.healed = [("containers/other".to_owned(), 9)].into();
     assert_eq!(act(&healed, Copy::Held, 0, &snapshot()).label(), "heal");
-    healed.history.reverts = MAX_REVERTS;
-    assert_eq!(
-        act(&healed, Copy::Held, 0, &snapshot()),
-        Act::Exclude { record: false }
-    );
+    healed.history.healed = [(key, MAX_HEALS_OF_IMAGE)].into();
     let remembered = std::mem::take(&mut healed.history);
     assert_eq!(
         decide(&healed, &remembered, |_| Copy::Held, 0, &snapshot()),
-        Act::Exclude { record: true },
+        Act::Exclude,
         "somebody took the annotation away"
     );
 }
@@ -279,5 +275,5 @@ fn only_an_act_that_leads_to_the_registry_relies_on_it() {
         let act = act(&stuck_pod, copy, 0, &snapshot());
         assert_eq!(relies_on(&act, |_| copy), expect, "{kind:?} {copy:?}");
     }
-    assert!(relies_on(&Act::Exclude { record: true }, |_| Copy::Held).is_empty());
+    assert!(relies_on(&Act::Exclude, |_| Copy::Held).is_empty());
 }
