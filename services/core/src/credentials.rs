@@ -36,6 +36,20 @@ pub enum Error {
     TooMany,
 }
 
+/// Why an entry of a pull secret has no credential. The messages quote nothing of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EntryProblem {
+    /// The entry is not an object of texts.
+    #[error("it is not an object of texts")]
+    Shape,
+    /// `auth` is no credential, and there is no other one.
+    #[error("its `auth` is not the base64 of USER:PASSWORD")]
+    Auth,
+    /// The credential has more than [`MAX_CREDENTIAL_BYTES`].
+    #[error("it is longer than {MAX_CREDENTIAL_BYTES} bytes")]
+    TooLong,
+}
+
 /// A credential for a registry.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Credential {
@@ -55,10 +69,11 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// The credentials of one pull secret.
+/// The credentials of one pull secret, and its entries that cannot be used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PullSecret {
     entries: Vec<(Scope, Credential)>,
+    problems: Vec<(Scope, EntryProblem)>,
 }
 
 /// The scope of a credential: a host (each label may contain `*`), an optional port, and an
@@ -76,16 +91,16 @@ struct DockerConfig {
     auths: Entries,
 }
 
-/// Entries by key, up to [`MAX_ENTRIES`]; others are parsed and dropped.
+/// Entries by key, up to [`MAX_ENTRIES`]; others are parsed and dropped. `null` has none.
 #[derive(Default)]
 struct Entries {
-    by_key: BTreeMap<String, Option<Entry>>,
+    by_key: BTreeMap<String, Entry>,
     too_many: bool,
 }
 
 impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor)
+        deserializer.deserialize_any(EntriesVisitor)
     }
 }
 
@@ -96,6 +111,10 @@ impl<'de> Visitor<'de> for EntriesVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of credentials by registry")
+    }
+
+    fn visit_unit<E>(self) -> Result<Entries, E> {
+        Ok(Entries::default())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
@@ -113,8 +132,17 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
+/// An entry, or a value that is none: it does not make the others invalid.
 #[derive(Deserialize)]
-struct Entry {
+#[serde(untagged)]
+enum Entry {
+    Fields(Fields),
+    Null(()),
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize)]
+struct Fields {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
@@ -122,10 +150,12 @@ struct Entry {
     identitytoken: Option<String>,
 }
 
-/// Accepts missing padding, which docker sometimes writes.
+/// Accepts missing padding, which docker sometimes writes, and as Go's decoder any trailing bits.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
 );
 
 impl PullSecret {
@@ -147,13 +177,21 @@ impl PullSecret {
         if auths.too_many {
             return Err(Error::TooMany);
         }
-        let entries = auths
-            .by_key
-            .into_iter()
-            .filter_map(|(key, entry)| Some((Scope::parse(&key)?, entry?.credential()?)))
-            .filter(|(_, credential)| credential.bytes() <= MAX_CREDENTIAL_BYTES)
-            .collect();
-        Ok(Self { entries })
+        let mut secret = Self::default();
+        for (key, entry) in auths.by_key {
+            let Some(scope) = Scope::parse(&key) else {
+                continue;
+            };
+            match entry.credential() {
+                Ok(None) => {}
+                Ok(Some(credential)) if credential.bytes() > MAX_CREDENTIAL_BYTES => {
+                    secret.problems.push((scope, EntryProblem::TooLong));
+                }
+                Ok(Some(credential)) => secret.entries.push((scope, credential)),
+                Err(problem) => secret.problems.push((scope, problem)),
+            }
+        }
+        Ok(secret)
     }
 
     /// Whether no usable credential was found.
@@ -186,8 +224,9 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Adds the credentials of a secret whose scope includes the image.
-    pub fn add(&mut self, secret: PullSecret) {
+    /// Adds the credentials of a secret whose scope includes the image. Returns why its other
+    /// entries for the image cannot be used.
+    pub fn add(&mut self, secret: PullSecret) -> Vec<EntryProblem> {
         let matching = secret
             .entries
             .into_iter()
@@ -204,6 +243,12 @@ impl<'a> Candidates<'a> {
             .collect();
         let mut kept = kept.into_iter();
         self.found.retain(|_| kept.next() == Some(true));
+        secret
+            .problems
+            .into_iter()
+            .filter(|(scope, _)| scope.matches(self.reference))
+            .map(|(_, problem)| problem)
+            .collect()
     }
 
     /// The credentials, in the order to try them.
@@ -235,9 +280,21 @@ impl Credential {
 }
 
 impl Entry {
-    fn credential(self) -> Option<Credential> {
+    /// The credential; `None` if the entry is empty.
+    fn credential(self) -> Result<Option<Credential>, EntryProblem> {
+        match self {
+            Self::Fields(fields) => fields.credential(),
+            Self::Null(()) => Ok(None),
+            Self::Other(IgnoredAny) => Err(EntryProblem::Shape),
+        }
+    }
+}
+
+impl Fields {
+    fn credential(self) -> Result<Option<Credential>, EntryProblem> {
         let identity_token = self.identitytoken.filter(|token| !token.is_empty());
-        let decoded = self.auth.as_deref().and_then(decode_auth);
+        let auth = self.auth.filter(|auth| !auth.trim().is_empty());
+        let decoded = auth.as_deref().and_then(decode_auth);
         let written = self
             .username
             .filter(|name| !name.is_empty())
@@ -246,18 +303,21 @@ impl Entry {
         let (username, password) = match decoded.or(written) {
             Some(pair) => pair,
             None if identity_token.is_some() => (String::new(), String::new()),
-            None => return None,
+            None if auth.is_some() => return Err(EntryProblem::Auth),
+            None => return Ok(None),
         };
-        Some(Credential {
+        Ok(Some(Credential {
             username,
             password,
             identity_token,
-        })
+        }))
     }
 }
 
+/// Reads the base64 of `user:password`. As in Go's decoder, line breaks within it do not count.
 fn decode_auth(auth: &str) -> Option<(String, String)> {
-    let bytes = BASE64.decode(auth.trim()).ok()?;
+    let auth = auth.trim().replace(['\r', '\n'], "");
+    let bytes = BASE64.decode(auth).ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let (username, password) = text.split_once(':')?;
     let password = password.trim_end_matches('\0');

@@ -95,7 +95,12 @@ pub async fn find(
                 .problems
                 .push(format!("pull secret {name} does not exist")),
             Ok(Some(secret)) => match parse(&secret) {
-                Ok(secret) => candidates.add(secret),
+                Ok(secret) => {
+                    let problems = candidates.add(secret).into_iter().map(|problem| {
+                        format!("an entry of pull secret {name} cannot be used: {problem}")
+                    });
+                    found.problems.extend(problems);
+                }
                 Err(problem) => found.problems.push(format!("pull secret {name} {problem}")),
             },
             Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -282,6 +287,38 @@ mod tests {
             let first = &found.credentials.first().unwrap().username;
             assert!(first.ends_with("-1"), "{first}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_cannot_be_used_is_a_problem_and_the_others_are_tried() {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let client = kube::Client::new(service, "apps");
+        let answer = async {
+            let (_, reply) = server.next_request().await.unwrap();
+            let auth = json!({"auths": {
+                "registry.example": {"auth": "hunter2"},
+                "*.example": {"auth": "dXNl\ncjpw\r\n"},
+                "other.example": 7,
+            }});
+            let payload = ByteString(auth.to_string().into_bytes());
+            let secret =
+                json!({"metadata": {"name": "own"}, "data": {".dockerconfigjson": payload}});
+            reply.send_response(Response::new(Body::from(secret.to_string().into_bytes())));
+        };
+        let turns = Semaphore::new(READ_AT_ONCE);
+        let (reference, demand) = (Reference::parse(IMAGE).unwrap(), demand(IMAGE, Some("pod")));
+        let ask = find(&client, &turns, "apps", &demand, &reference);
+        let (found, ()) = tokio::join!(ask, answer);
+        let found = found.unwrap();
+        let users: Vec<_> = found.credentials.iter().map(|it| &it.username).collect();
+        assert_eq!(users, ["user"]);
+        assert_eq!(
+            found.problems,
+            [
+                "an entry of pull secret own cannot be used: its `auth` is not the base64 of \
+                 USER:PASSWORD"
+            ]
+        );
     }
 
     #[tokio::test]

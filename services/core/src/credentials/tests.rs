@@ -17,6 +17,11 @@ fn users(secrets: &[PullSecret], reference: &str) -> Vec<String> {
     .collect()
 }
 
+/// The entries for a reference that cannot be used.
+fn problems(secret: PullSecret, reference: &str) -> Vec<EntryProblem> {
+    Candidates::new(&Reference::parse(reference).unwrap()).add(secret)
+}
+
 fn check(key: &str, reference: &str, expect: bool) {
     let secret = secret(json!({ key: {"username": "u", "password": "p"} }));
     assert_eq!(
@@ -269,6 +274,66 @@ fn every_form_of_a_credential_is_read() {
     }
 }
 
+// As Go's decoder, by which the kubelet reads pull secrets.
+#[test]
+fn wrapped_base64_and_null_are_read_as_by_the_kubelet() {
+    let encoded = BASE64.encode("user:password");
+    let (head, tail) = encoded.split_at(8);
+    for auth in [
+        format!("{head}\n{tail}"),
+        format!("{head}\r\n{tail}\r\n"),
+        format!("\n{head}\r{tail}"),
+    ] {
+        let secret = secret(json!({ "r.io": { "auth": auth } }));
+        assert_eq!(users(&[secret], "r.io/a"), ["user"], "{auth:?}");
+    }
+    for payload in [
+        r#"{"auths": null}"#,
+        r#"{"auths": {"r.io": null}}"#,
+        r#"{"auths": {"r.io": {}}}"#,
+        r#"{"auths": {"r.io": {"auth": null, "username": null}}}"#,
+    ] {
+        let secret = PullSecret::from_dockerconfigjson(payload.as_bytes()).unwrap();
+        assert!(secret.is_empty(), "{payload}");
+        assert!(problems(secret, "r.io/a").is_empty(), "{payload}");
+    }
+    let older = PullSecret::from_dockercfg(b"null").unwrap();
+    assert!(older.is_empty());
+}
+
+#[test]
+fn a_bad_entry_is_a_problem_of_its_registry_and_does_not_spoil_the_others() {
+    use EntryProblem::{Auth, Shape, TooLong};
+    let long = "p".repeat(MAX_CREDENTIAL_BYTES);
+    for (entry, problem) in [
+        (json!("text"), Shape),
+        (json!(7), Shape),
+        (json!(["u", "p"]), Shape),
+        (json!({ "auth": 7 }), Shape),
+        (json!({ "username": "u", "password": ["p"] }), Shape),
+        (json!({ "auth": "!!" }), Auth),
+        (json!({ "auth": BASE64.encode("nocolon") }), Auth),
+        (json!({ "auth": BASE64.encode(":no user") }), Auth),
+        (json!({ "username": "u", "password": long }), TooLong),
+    ] {
+        let secret = secret(json!({
+            "r.io": entry,
+            "s.io": { "username": "other", "password": "p" },
+        }));
+        assert_eq!(
+            users(std::slice::from_ref(&secret), "s.io/a"),
+            ["other"],
+            "{entry}"
+        );
+        assert!(
+            users(std::slice::from_ref(&secret), "r.io/a").is_empty(),
+            "{entry}"
+        );
+        assert_eq!(problems(secret.clone(), "r.io/a"), [problem], "{entry}");
+        assert!(problems(secret, "s.io/a").is_empty(), "{entry}");
+    }
+}
+
 #[test]
 fn the_older_type_has_no_auths() {
     let secret =
@@ -279,9 +344,13 @@ fn the_older_type_has_no_auths() {
 // SPEC 82
 #[test]
 fn neither_errors_nor_debug_output_repeat_a_password() {
-    let error =
-        PullSecret::from_dockerconfigjson(br#"{"auths": {"r.io": "hunter2"}}"#).unwrap_err();
+    let error = PullSecret::from_dockerconfigjson(br#"{"auths": "hunter2"}"#).unwrap_err();
     assert!(!error.to_string().contains("hunter2"), "{error}");
+    let bad = PullSecret::from_dockerconfigjson(br#"{"auths": {"r.io": "hunter2"}}"#).unwrap();
+    assert!(!format!("{bad:?}").contains("hunter"), "{bad:?}");
+    let problems = problems(bad, "r.io/a");
+    assert_eq!(problems.len(), 1);
+    assert!(!problems[0].to_string().contains("hunter"), "{problems:?}");
     let secret = secret(
         json!({ "r.io": {"username": "u", "password": "hunter2", "identitytoken": "hunter3"} }),
     );
