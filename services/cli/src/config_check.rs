@@ -65,8 +65,9 @@ fn check(file: &Path) -> Vec<String> {
             return text.lines().map(str::to_owned).collect();
         }
     };
-    match Condition::parse(values.match_condition()) {
-        Ok(_) => Vec::new(),
+    let condition = Condition::parse(values.match_condition());
+    match condition.and_then(|condition| condition.check_creation()) {
+        Ok(()) => Vec::new(),
         Err(error) => vec![format!("{EXPRESSION}: {error}")],
     }
 }
@@ -114,6 +115,22 @@ mod tests {
         );
         assert!(text.starts_with(EXPRESSION), "{text}");
         assert!(text.contains("column"), "{text}");
+    }
+
+    // SPEC 10
+    #[test]
+    fn a_field_that_pods_of_owners_lack_at_creation_is_named() {
+        let values = |expression: &str| {
+            format!(
+                "global: {{networkfunctionextension: {{webhook: {{pod: {{mutation: \
+                 {{matchConditionExpression: {expression:?}}}}}}}}}}}}}"
+            )
+        };
+        let text = problems(&values("object.metadata.name != 'skip'"));
+        assert!(text.starts_with(EXPRESSION), "{text}");
+        assert!(text.contains("object.metadata.name is absent"), "{text}");
+        let guarded = "!has(object.metadata.name) || object.metadata.name != 'skip'";
+        assert_eq!(problems(&values(guarded)), "");
     }
 
     #[test]

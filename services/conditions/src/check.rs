@@ -74,6 +74,43 @@ pub(crate) fn asks_authorizer(expression: &Expression) -> bool {
     found
 }
 
+/// Visits every part of an expression, outer parts first.
+pub(crate) fn visit<'a>(expression: &'a Expression, each: &mut impl FnMut(&'a Expression)) {
+    each(expression);
+    let mut parts: Vec<&Expression> = Vec::new();
+    match &expression.expr {
+        Expr::Select(select) => parts.push(&select.operand),
+        Expr::Call(call) => parts.extend(call.target.as_deref().into_iter().chain(&call.args)),
+        Expr::List(list) => parts.extend(&list.elements),
+        Expr::Map(map) => map
+            .entries
+            .iter()
+            .for_each(|entry| parts.extend(of_entry(&entry.expr))),
+        Expr::Struct(structure) => structure
+            .entries
+            .iter()
+            .for_each(|entry| parts.extend(of_entry(&entry.expr))),
+        Expr::Comprehension(comprehension) => parts.extend([
+            &comprehension.iter_range,
+            &comprehension.accu_init,
+            &comprehension.loop_cond,
+            &comprehension.loop_step,
+            &comprehension.result,
+        ]),
+        Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
+    }
+    for part in parts {
+        visit(part, each);
+    }
+}
+
+fn of_entry(entry: &EntryExpr) -> Vec<&Expression> {
+    match entry {
+        EntryExpr::StructField(field) => vec![&field.value],
+        EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
+    }
+}
+
 /// Visits every identifier, and tells whether a macro such as `exists` binds it.
 fn walk(expression: &Expression, bound: &mut Vec<String>, visit: &mut impl FnMut(&str, bool)) {
     match &expression.expr {

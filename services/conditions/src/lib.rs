@@ -6,6 +6,7 @@
 //! knows nothing of images and does no I/O.
 
 mod check;
+mod creation;
 mod optional;
 
 use std::collections::HashMap;
@@ -58,6 +59,12 @@ pub enum Error {
     /// The expression cannot be evaluated for this pod: a field is absent, or types do not match.
     #[error("the expression cannot be evaluated: {0}")]
     Evaluation(String),
+    /// The expression reads a field that a pod of an owner does not have when it is created.
+    #[error(
+        "{0} is absent when an owner creates a pod: the API server asks before it sets the field. \
+         Test it with has({0}), or use another field"
+    )]
+    AbsentAtCreation(String),
 }
 
 /// A valid expression.

@@ -161,3 +161,53 @@ fn what_is_nested_too_deep_is_refused_before_it_is_parsed() {
     let absent = "object.metadata.?name.orValue('a') != 'b' && ".repeat(80) + "true";
     assert!(!matches!(Condition::parse(&absent), Err(Error::TooDeep)));
 }
+
+// SPEC 10
+#[test]
+fn a_field_that_is_absent_at_creation_is_named() {
+    let check = |expression: &str, expect: Option<&str>| {
+        let found = Condition::parse(expression).unwrap().check_creation();
+        let expect = expect.map(|path| Error::AbsentAtCreation(path.to_owned()));
+        assert_eq!(found.err(), expect, "{expression}");
+    };
+    for (expression, path) in [
+        ("object.metadata.name != 'skip'", "object.metadata.name"),
+        (
+            "!object.metadata.name.startsWith('x')",
+            "object.metadata.name",
+        ),
+        ("object.metadata['name'] != 'skip'", "object.metadata.name"),
+        ("object.metadata.uid != 'x'", "object.metadata.uid"),
+        ("object.spec.nodeName != 'edge'", "object.spec.nodeName"),
+        ("object.status.phase == 'Pending'", "object.status.phase"),
+        (
+            "object.metadata.namespace == 'team' && object.metadata.name != 'skip'",
+            "object.metadata.name",
+        ),
+        (
+            "object.metadata.namespace != 'team' || [object.metadata.name].exists(n, n == 'a')",
+            "object.metadata.name",
+        ),
+    ] {
+        check(expression, Some(path));
+    }
+    for expression in [
+        DEFAULT_MATCH_CONDITION,
+        "true",
+        "has(object.metadata.name) && object.metadata.name != 'skip'",
+        "!has(object.metadata.name) || object.metadata.name != 'skip'",
+        "object.metadata.?name.orValue('') != 'skip'",
+        "request.name != 'skip'",
+        "object.metadata.generateName != 'skip'",
+        // Nobody knows which labels the pods have.
+        "object.metadata.labels.tier == 'front'",
+        "object.metadata.labels['tier'] == 'front'",
+        "object.metadata.annotations.note == 'x'",
+        "authorizer.group('').resource('pods').check('create').allowed()",
+        "futureFunction(object.metadata.name)",
+    ] {
+        check(expression, None);
+    }
+    let text = Condition::parse("object.metadata.generateName").unwrap();
+    assert_eq!(text.check_creation(), Err(Error::NotACondition));
+}
