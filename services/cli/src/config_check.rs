@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
     let data = json!({"problems": problems});
     let result = Document::new("ConfigCheck", Answer::No, &data, table);
-    args.output.finish_as(result, WRONG_USAGE)
+    args.output.finish_as(result, Answer::No, WRONG_USAGE)
 }
 
 /// The problems, one a line, each with its key.
@@ -121,10 +121,9 @@ mod tests {
     #[test]
     fn a_field_that_pods_of_owners_lack_at_creation_is_named() {
         let values = |expression: &str| {
-            format!(
-                "global: {{networkfunctionextension: {{webhook: {{pod: {{mutation: \
-                 {{matchConditionExpression: {expression:?}}}}}}}}}}}}}"
-            )
+            let mutation = json!({"mutation": {"matchConditionExpression": expression}});
+            json!({"global": {"networkfunctionextension": {"webhook": {"pod": mutation}}}})
+                .to_string()
         };
         let text = problems(&values("object.metadata.name != 'skip'"));
         assert!(text.starts_with(EXPRESSION), "{text}");

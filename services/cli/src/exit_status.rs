@@ -1,5 +1,5 @@
-//! Exit statuses: 0 yes or done, 1 no, 2 cannot tell or could not run, 64 wrong usage or
-//! configuration, 130 interrupted.
+//! Exit statuses: 0 yes or done, 1 no, 2 cannot tell or could not run, 4 done as far as the images
+//! are known, 64 wrong usage or configuration, 130 interrupted.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,8 @@ use serde::Serialize;
 
 /// A command that cannot tell, or that could not run.
 pub(crate) const UNKNOWN: u8 = 2;
+/// `preload` did its work, but manifests have objects whose images are not known.
+pub(crate) const IMAGES_UNKNOWN: u8 = 4;
 /// A wrong command line or configuration (`EX_USAGE` of `sysexits.h`).
 pub const WRONG_USAGE: u8 = 64;
 /// Interrupted by SIGINT, as shells report it.

@@ -225,12 +225,17 @@ impl OutputArgs {
         }
     }
 
-    /// As [`Self::finish`], with this exit status where the answer is no.
-    pub(crate) fn finish_as(&self, result: anyhow::Result<Document>, no: u8) -> ExitCode {
-        let is_no = matches!(&result, Ok(document) if document.answer == Answer::No);
+    /// As [`Self::finish`], with `special` as the exit status of this answer.
+    pub(crate) fn finish_as(
+        &self,
+        result: anyhow::Result<Document>,
+        answer: Answer,
+        special: u8,
+    ) -> ExitCode {
+        let is_special = matches!(&result, Ok(document) if document.answer == answer);
         let status = self.finish(result);
-        if is_no && !self.common.exit_zero {
-            ExitCode::from(no)
+        if is_special && !self.common.exit_zero {
+            ExitCode::from(special)
         } else {
             status
         }

@@ -20,7 +20,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::cluster::{self, ClusterArgs, Listed};
-use crate::exit_status::Answer;
+use crate::exit_status::{Answer, IMAGES_UNKNOWN};
 use crate::output::{Document, OutputArgs};
 use crate::{duration, terminal};
 use artifacts::Image;
@@ -42,7 +42,8 @@ Artifact that use this image (--from-namespace finds them), and the credentials 
 the values. Other pull secrets cannot be named: an Artifact alone must not open one.
 
 Exit status: 0 every Artifact exists (with --wait: every image is local), 1 some do not, or a \
-reference is wrong, 2 it could not run.")]
+reference is wrong, 2 it could not run, 4 as 0, but manifests have objects of custom kinds whose \
+images are not known.")]
 pub struct Args {
     /// Images as a pod names them
     #[arg(value_name = "IMAGE", required_unless_present_any = ["file", "from_manifests", "from_namespace"])]
@@ -96,6 +97,7 @@ struct Report<'a> {
     images: &'a [Image],
     refused: &'a [Refused],
     skipped: &'a [Refused],
+    unknown: &'a [Refused],
 }
 
 /// Creates the Artifacts, and prints how they stand.
@@ -105,7 +107,8 @@ pub(crate) async fn run(args: Args) -> ExitCode {
         terminal::note("--into is deprecated; use --namespace");
     }
     let result = preload(&args).await;
-    args.output.finish(result)
+    args.output
+        .finish_as(result, Answer::Unknown, IMAGES_UNKNOWN)
 }
 
 async fn preload(args: &Args) -> anyhow::Result<Document> {
@@ -147,12 +150,23 @@ fn document(args: &Args, images: &[Image], wanted: &WantedImages) -> anyhow::Res
         let text = format!("{}: {} ({})", skipped.from, skipped.text, skipped.why);
         writeln!(table, "left out {}", terminal::clean(&text))?;
     }
+    for unknown in &wanted.unknown {
+        let text = format!("{}: {} {}", unknown.from, unknown.text, unknown.why);
+        writeln!(table, "unknown  {}", terminal::clean(&text))?;
+    }
     let done = |image: &Image| !image.is_refused() && (image.local || !args.wait);
-    let answer = Answer::from(wanted.refused.is_empty() && images.iter().all(done));
+    let answer = if !wanted.refused.is_empty() || !images.iter().all(done) {
+        Answer::No
+    } else if wanted.unknown.is_empty() {
+        Answer::Yes
+    } else {
+        Answer::Unknown
+    };
     let report = Report {
         images,
         refused: &wanted.refused,
         skipped: &wanted.skipped,
+        unknown: &wanted.unknown,
     };
     let names = images.iter().map(|image| {
         format!(

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
-use holdfast_api::labels;
+use holdfast_api::{Artifact, labels};
 use holdfast_config::yaml;
 use holdfast_core::meaning::{self, Meaning, meaning};
 use holdfast_core::pod;
-use holdfast_core::workload::{self, pod_template, text};
+use holdfast_core::workload::{self, WorkloadKind, pod_template, text};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -26,6 +26,9 @@ pub struct WantedImages {
     pub refused: Vec<Refused>,
     /// What is left out on purpose.
     pub skipped: Vec<Refused>,
+    /// Objects that may need images of which nothing is known: custom kinds without a pod's
+    /// template, and images that a workflow sets when it runs.
+    pub unknown: Vec<Refused>,
     /// The registry's own addresses: images there are read back to their upstream.
     addresses: Vec<String>,
 }
@@ -88,7 +91,7 @@ impl WantedImages {
 
     /// A list: one reference a line; what follows a `#` is a remark.
     pub fn list(&mut self, text: &str, name: &str) {
-        for (index, line) in text.lines().enumerate() {
+        for (index, line) in yaml::without_marks(text).lines().enumerate() {
             let line = line.split_once('#').map_or(line, |(before, _)| before);
             let line = line.trim();
             if !line.is_empty() {
@@ -142,13 +145,27 @@ impl WantedImages {
     /// The images of one object, named `Kind/name` and `place`.
     pub fn object(&mut self, kind: &str, object: &Value, namespace: Option<&str>, place: &str) {
         let from = format!("{kind}/{}{place}", text(object, "/metadata/name"));
-        if workload::by_name(kind).is_some() {
+        let api_version = text(object, "/apiVersion");
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let is_workload = |known: &&WorkloadKind| api_version.is_empty() || known.group == group;
+        if workload::by_name(kind).filter(is_workload).is_some() {
             if let Some(template) = pod_template(kind, object) {
                 self.template(template, namespace, &from);
             }
         } else if kind != "CustomResourceDefinition" {
-            let mut found = Vec::new();
-            templates_within(object, &mut found);
+            let found =
+                workload::custom_templates(api_version, kind, object).unwrap_or_else(|| {
+                    let mut found = Vec::new();
+                    templates_within(object, &mut found);
+                    if found.is_empty() && !never_has_pods(group) {
+                        self.unknown.push(Refused {
+                            from: from.clone(),
+                            text: api_version.to_owned(),
+                            why: "is of a kind whose images are not known".to_owned(),
+                        });
+                    }
+                    found
+                });
             for template in found {
                 self.template(&template, namespace, &from);
             }
@@ -165,6 +182,15 @@ impl WantedImages {
         };
         for found in meaning::of_pod(template, &self.addresses) {
             let (image, meaning) = (found.image, found.meaning);
+            // Argo fills such parameters in.
+            if image.image.contains("{{") {
+                self.unknown.push(Refused {
+                    from: from.to_owned(),
+                    text: image.image,
+                    why: "is known when it runs only".to_owned(),
+                });
+                continue;
+            }
             let skip = if of_pod.is_some() {
                 of_pod
             } else if image.pull_policy.as_deref() == Some("Never") {
@@ -184,6 +210,14 @@ impl WantedImages {
             }
         }
     }
+}
+
+/// Whether no kind of this group has pods, except the workloads that are read: the groups of
+/// Kubernetes and of its projects (`networking.k8s.io`), and Holdfast's own.
+fn never_has_pods(group: &str) -> bool {
+    !group.contains('.')
+        || group.ends_with(".k8s.io")
+        || group == <Artifact as kube::Resource>::group(&())
 }
 
 /// Everything within an object of an unknown kind that looks like a pod: containers with images.
@@ -319,6 +353,70 @@ data: {image: not-an-image:1}
         );
         assert_eq!(wanted.refused.len(), 1, "{:?}", wanted.refused);
         assert_eq!(wanted.refused[0].text, "bad image");
+    }
+
+    #[test]
+    fn custom_kinds_are_read_or_named_as_unknown() {
+        let mut wanted = no_images();
+        let manifests = r"
+apiVersion: batch.volcano.sh/v1alpha1
+kind: Job
+metadata: {name: train}
+spec: {tasks: [{template: {spec: {containers: [{name: c, image: train:1}]}}}]}
+---
+apiVersion: argoproj.io/v1alpha1
+kind: Workflow
+metadata: {name: steps}
+spec: {templates: [{name: a, container: {image: step:1}}, {name: b, script: {image: '{{inputs.parameters.image}}'}}]}
+---
+apiVersion: example.com/v1
+kind: Database
+metadata: {name: db}
+spec: {version: 16}
+---
+apiVersion: example.com/v1
+kind: Engine
+metadata: {name: e}
+spec: {template: {spec: {containers: [{name: c, image: engine:1}]}}}
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: c}}
+- {apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: i}}
+- {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: r}}
+- {apiVersion: autoscaling/v2, kind: HorizontalPodAutoscaler, metadata: {name: h}}
+- {apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: x}}
+- {apiVersion: holdfast.dev/v1alpha1, kind: Artifact, metadata: {name: a}}
+";
+        wanted.manifests(manifests, "m");
+        assert_eq!(
+            listed(&wanted),
+            [
+                "- docker.io/library/engine:1 <Engine/e in m>",
+                "- docker.io/library/step:1 <Workflow/steps in m>",
+                "- docker.io/library/train:1 <Job/train in m>",
+            ]
+        );
+        let unknown: Vec<_> = wanted.unknown.iter().map(|it| it.from.as_str()).collect();
+        assert_eq!(unknown, ["Workflow/steps in m", "Database/db in m"]);
+        assert!(wanted.refused.is_empty(), "{:?}", wanted.refused);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_list_or_a_manifest() {
+        let mut wanted = no_images();
+        wanted.list("\u{feff}a:1\n", "list");
+        wanted.manifests(
+            "\u{feff}kind: Pod\nmetadata: {name: p}\nspec: {containers: [{image: b:1}]}\n",
+            "m",
+        );
+        wanted.manifests(
+            "\u{feff}{\"kind\": \"Pod\", \"spec\": {\"containers\": [{\"image\": \"c:1\"}]}}",
+            "j",
+        );
+        assert_eq!(listed(&wanted).len(), 3, "{wanted:?}");
+        assert!(wanted.refused.is_empty(), "{:?}", wanted.refused);
     }
 
     #[test]

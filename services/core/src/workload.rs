@@ -1,7 +1,7 @@
 //! Reads workloads from their raw JSON: the pod template of each kind, the controller of an object,
 //! and whether more pods may be created from it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A kind of object that is a pod or has a pod template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,6 +78,61 @@ pub fn pod_template<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
     template.filter(|template| template.get("spec").is_some_and(Value::is_object))
 }
 
+/// The pod templates of an object of a custom kind that is known here: Volcano's Job, and the kinds
+/// of Argo Workflows. `None` for other kinds.
+pub fn custom_templates(api_version: &str, kind: &str, object: &Value) -> Option<Vec<Value>> {
+    let (group, _) = api_version.split_once('/')?;
+    let workflow = match (group, kind) {
+        ("batch.volcano.sh", "Job") => {
+            let tasks = items(object.pointer("/spec/tasks"));
+            return Some(
+                tasks
+                    .filter_map(|task| task.get("template").cloned())
+                    .collect(),
+            );
+        }
+        ("argoproj.io", "Workflow" | "WorkflowTemplate" | "ClusterWorkflowTemplate") => {
+            object.get("spec")
+        }
+        ("argoproj.io", "CronWorkflow") => object.pointer("/spec/workflowSpec"),
+        _ => return None,
+    };
+    let mut found = Vec::new();
+    let defaults = workflow.and_then(|spec| spec.get("templateDefaults"));
+    let templates = items(workflow.and_then(|spec| spec.get("templates")));
+    templates
+        .chain(defaults)
+        .for_each(|template| argo_pods(template, &mut found));
+    Some(found)
+}
+
+/// The pods of one template of a workflow: its own, and those of templates in its steps.
+fn argo_pods(template: &Value, found: &mut Vec<Value>) {
+    let single = ["container", "script"]
+        .into_iter()
+        .filter_map(|key| template.get(key));
+    let containers: Vec<&Value> = single
+        .chain(items(template.get("sidecars")))
+        .chain(items(template.pointer("/containerSet/containers")))
+        .collect();
+    let init: Vec<&Value> = items(template.get("initContainers")).collect();
+    if !containers.is_empty() || !init.is_empty() {
+        let spec = json!({ "containers": containers, "initContainers": init });
+        let metadata = template.get("metadata").cloned().unwrap_or_default();
+        found.push(json!({ "metadata": metadata, "spec": spec }));
+    }
+    let steps = items(template.get("steps")).flat_map(|group| items(Some(group)));
+    let tasks = items(template.pointer("/dag/tasks"));
+    steps
+        .chain(tasks)
+        .filter_map(|step| step.get("inline"))
+        .for_each(|template| argo_pods(template, found));
+}
+
+fn items(list: Option<&Value>) -> impl Iterator<Item = &Value> {
+    list.and_then(Value::as_array).into_iter().flatten()
+}
+
 /// Kind, name and UID of the controller of an object: its owner reference with `controller: true`.
 /// The controller is in the namespace of the object, or is a Node.
 pub fn controller_of(object: &Value) -> Option<(&str, &str, &str)> {
@@ -149,7 +204,7 @@ pub fn pod_of(template: &Value, namespace: &str) -> Value {
     let account = crate::pod::service_account_name(template).to_owned();
     let mut spec = object(template.get("spec"));
     spec.insert("serviceAccountName".to_owned(), account.into());
-    serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 }
 
 #[cfg(test)]

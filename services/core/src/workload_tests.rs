@@ -47,6 +47,56 @@ fn every_kind_keeps_its_template_somewhere() {
 }
 
 #[test]
+fn volcano_jobs_and_argo_workflows_have_templates() {
+    let images = |api_version: &str, kind: &str, object: &Value| {
+        let templates = custom_templates(api_version, kind, object)?;
+        let found = templates.iter().flat_map(pod::images);
+        Some(found.map(|image| image.image).collect::<Vec<_>>())
+    };
+    let job = json!({"spec": {"tasks": [
+        {"name": "master", "template": template("a:1")},
+        {"name": "worker", "template": template("b:1")},
+        {"name": "none"},
+    ]}});
+    assert_eq!(
+        images("batch.volcano.sh/v1alpha1", "Job", &job).unwrap(),
+        ["a:1", "b:1"]
+    );
+    assert_eq!(images("batch/v1", "Job", &job), None);
+    assert_eq!(images("v1", "Job", &job), None);
+
+    let spec = json!({"entrypoint": "main", "templates": [
+        {"name": "main", "steps": [[{"name": "one", "inline": {"container": {"image": "g:1"}}}]]},
+        {"name": "dag", "dag": {"tasks": [{"inline": {"script": {"image": "h:1"}}}]}},
+        {
+            "name": "container",
+            "initContainers": [{"name": "i", "image": "a:1"}],
+            "container": {"image": "b:1"},
+            "sidecars": [{"name": "s", "image": "c:1"}],
+        },
+        {"name": "script", "script": {"image": "d:1", "source": "true"}},
+        {"name": "set", "containerSet": {"containers": [{"name": "x", "image": "e:1"}]}},
+        {"name": "wait", "suspend": {}},
+    ], "templateDefaults": {"container": {"image": "f:1"}}});
+    let expect = ["g:1", "h:1", "a:1", "b:1", "c:1", "d:1", "e:1", "f:1"];
+    for kind in ["Workflow", "WorkflowTemplate", "ClusterWorkflowTemplate"] {
+        let mut found = images("argoproj.io/v1alpha1", kind, &json!({ "spec": spec })).unwrap();
+        found.sort();
+        let mut expect = expect;
+        expect.sort_unstable();
+        assert_eq!(found, expect, "{kind}");
+    }
+    let cron = json!({"spec": {"schedule": "* * * * *", "workflowSpec": spec}});
+    let found = images("argoproj.io/v1alpha1", "CronWorkflow", &cron).unwrap();
+    assert_eq!(found.len(), expect.len());
+    assert_eq!(images("argoproj.io/v1alpha1", "Rollout", &job), None);
+    assert_eq!(
+        images("argoproj.io/v1alpha1", "Workflow", &json!({})),
+        Some(Vec::new())
+    );
+}
+
+#[test]
 fn shapes_that_hold_no_template_are_passed_over() {
     for object in [
         json!(null),
