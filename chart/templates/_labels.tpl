@@ -2,7 +2,7 @@
      (dict "root" $ "component" NAME). */}}
 {{- define "holdfast.selectorLabels" -}}
 app.kubernetes.io/name: holdfast
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 

@@ -1,15 +1,15 @@
 //! Names of the objects that the parts share, from the chart's fullname.
 
 /// The fullname of a release: the release's name when it contains `holdfast`, else
-/// `RELEASE-holdfast`; at most 40 characters, so that every suffix below fits into 63 (the chart
-/// cuts the same way).
+/// `RELEASE-holdfast`; at most 40 characters, so that every suffix below fits into 63, and with `-`
+/// for dots, which names of Services cannot have. The chart does the same.
 pub fn fullname(release: &str) -> String {
     let name = if release.contains("holdfast") {
         release.to_owned()
     } else {
         format!("{release}-holdfast")
     };
-    let cut: String = name.chars().take(40).collect();
+    let cut: String = name.replace('.', "-").chars().take(40).collect();
     cut.trim_end_matches('-').to_owned()
 }
 
@@ -93,6 +93,7 @@ mod tests {
             ("holdfast", "holdfast"),
             ("my-holdfast-2", "my-holdfast-2"),
             ("edge", "edge-holdfast"),
+            ("edge.site.example", "edge-site-example-holdfast"),
             (
                 "a-very-long-release-name-that-goes-on-and-on-for-ever",
                 "a-very-long-release-name-that-goes-on-an",

@@ -25,7 +25,12 @@ fn programs() -> Vec<PathBuf> {
 
 /// Renders the chart with every helm, which must agree; the error is what helm says.
 pub(crate) fn render(values: &str) -> Result<Vec<Value>, String> {
-    render_chart(values, &root().join("chart"))
+    render_chart(RELEASE, values, &root().join("chart"))
+}
+
+/// As [`render`], for a release of another name.
+pub(crate) fn render_release(release: &str, values: &str) -> Result<Vec<Value>, String> {
+    render_chart(release, values, &root().join("chart"))
 }
 
 /// Renders a parent chart whose one dependency is the chart; `values` are the parent's.
@@ -51,10 +56,10 @@ pub(crate) fn render_as_dependency(values: &str) -> Result<Vec<Value>, String> {
         &root().join("chart"),
         &parent.path().join("charts/holdfast"),
     );
-    render_chart(values, parent.path())
+    render_chart(RELEASE, values, parent.path())
 }
 
-fn render_chart(values: &str, chart: &Path) -> Result<Vec<Value>, String> {
+fn render_chart(release: &str, values: &str, chart: &Path) -> Result<Vec<Value>, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(values.as_bytes()).unwrap();
     let mut rendered: Option<Vec<Value>> = None;
@@ -62,7 +67,7 @@ fn render_chart(values: &str, chart: &Path) -> Result<Vec<Value>, String> {
         let output = Command::new(&program)
             .args([
                 "template",
-                RELEASE,
+                release,
                 "--namespace",
                 NAMESPACE,
                 "--kube-version",

@@ -16,7 +16,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::helm::{FULLNAME, NAMESPACE, RELEASE, Render, name, render, scenarios};
+use crate::helm::{FULLNAME, NAMESPACE, RELEASE, Render, name, render, render_release, scenarios};
 
 fn typed<T: DeserializeOwned + Serialize>(document: &Value) -> Value {
     let object: T = serde_json::from_value(document.clone())
@@ -237,6 +237,37 @@ fn the_chart_and_the_services_give_a_release_the_same_name() {
         assert!(holdfast_api::names::fullname(release).contains("holdfast"));
     }
     assert_eq!(holdfast_api::names::fullname(RELEASE), FULLNAME);
+}
+
+// The API server refuses Services with dots in their names.
+#[test]
+fn the_dots_of_a_release_are_no_part_of_names() {
+    let long = "site.a-long-name-that-is-cut-at-a-point.x";
+    for release in ["edge.site-1.example", "my.holdfast", long] {
+        let fullname = holdfast_api::names::fullname(release);
+        let mut services = 0;
+        for document in render_release(release, &scenarios()["everything"])
+            .unwrap()
+            .into_iter()
+            .chain(render_release(release, &scenarios()["ha"]).unwrap())
+        {
+            assert_eq!(
+                document.pointer("/metadata/labels/app.kubernetes.io~1instance"),
+                Some(&json!(release)),
+                "{}",
+                name(&document)
+            );
+            if document["kind"] == "Service" {
+                let name = document["metadata"]["name"].as_str().unwrap();
+                assert!(!name.contains('.'), "{name}");
+                services += usize::from(name.starts_with(&fullname));
+            }
+        }
+        assert!(
+            services >= 3,
+            "{release}: {services} Services of {fullname}"
+        );
+    }
 }
 
 // SPEC 9, SPEC 10
