@@ -130,6 +130,8 @@ pub(crate) const WEBHOOKS: Resource = of(
 );
 /// The pods.
 pub(crate) const PODS: Resource = core("pods");
+/// The Secrets.
+pub(crate) const SECRETS: Resource = core("secrets");
 const CONFIG_MAPS: Resource = core("configmaps");
 
 /// A kind of the core group.

@@ -147,8 +147,8 @@ impl WantedImages {
         let from = format!("{kind}/{}{place}", text(object, "/metadata/name"));
         let api_version = text(object, "/apiVersion");
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
-        let is_workload = |known: &&WorkloadKind| api_version.is_empty() || known.group == group;
-        if workload::by_name(kind).filter(is_workload).is_some() {
+        let is_workload = |known: &WorkloadKind| api_version.is_empty() || known.group == group;
+        if workload::by_name(kind).is_some_and(is_workload) {
             if let Some(template) = pod_template(kind, object) {
                 self.template(template, namespace, &from);
             }

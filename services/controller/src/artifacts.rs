@@ -16,6 +16,7 @@ pub mod preemption;
 pub mod preload;
 pub mod queue;
 pub mod reconcile;
+mod refusals;
 mod removal;
 pub mod status;
 pub mod undemanded;
@@ -35,6 +36,7 @@ use kube::api::{Api, PostParams};
 use kube::runtime::events::EventType;
 use queue::Queue;
 use reconcile::{Memory, Outcome, Reconciler};
+use refusals::Refusals;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,6 +112,7 @@ pub async fn run(
         took: Duration::ZERO,
         created: HashMap::new(),
         reported: HashMap::new(),
+        refusals: Refusals::default(),
     };
     let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
     let mut next_round = Instant::now();
@@ -191,6 +194,8 @@ struct Work {
     created: HashMap<Key, Instant>,
     /// When each namespace last got an event about too many Artifacts.
     reported: HashMap<String, Instant>,
+    /// Namespaces in which the API server refuses Artifacts.
+    refusals: Refusals,
 }
 
 impl Work {
@@ -368,6 +373,19 @@ impl Work {
                         artifact.namespace = key.0, image = demand.source, %error,
                         "cannot create an Artifact"
                     );
+                    if let Some(note) = self.refusals.note(&key.0, &error, Instant::now()) {
+                        let object = object("Namespace", Some(&key.0), &key.0, None);
+                        context
+                            .events
+                            .publish(
+                                &object,
+                                EventType::Warning,
+                                "ArtifactsRefused",
+                                "Copy",
+                                &note,
+                            )
+                            .await;
+                    }
                 }
             }
         }

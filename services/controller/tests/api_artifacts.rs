@@ -6,7 +6,7 @@ mod bare;
 use bare::{Bare, Registry, copied, eventually, run};
 use holdfast_api::{Artifact, ArtifactSpec, artifact_name, labels};
 use holdfast_runtime::CancellationToken;
-use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota, Secret, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -335,11 +335,16 @@ async fn what_was_only_announced_is_not_copied_and_makes_room_for_pods() {
 
 /// What the namespace was told of images that are not copied because of the limits.
 async fn told_of_too_many(bare: &Bare) -> Vec<String> {
+    told(bare, "TooManyArtifacts").await
+}
+
+/// The texts of a namespace's events with this reason.
+async fn told(bare: &Bare, reason: &str) -> Vec<String> {
     let events: Api<Event> = Api::namespaced(bare.client.clone(), "apps");
     let events = events.list(&ListParams::default()).await.unwrap().items;
     let told = events.into_iter().filter(|event| {
         let regarding = event.regarding.as_ref().and_then(|it| it.kind.as_deref());
-        event.reason.as_deref() == Some("TooManyArtifacts") && regarding == Some("Namespace")
+        event.reason.as_deref() == Some(reason) && regarding == Some("Namespace")
     });
     told.filter_map(|event| event.note).collect()
 }
@@ -366,6 +371,36 @@ async fn a_namespace_is_told_of_announced_images_beyond_the_limits() {
     })
     .await;
     assert!(registry.sources().len() <= 10);
+}
+
+#[tokio::test]
+async fn a_namespace_is_told_of_artifacts_that_a_quota_refuses() {
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    bare.namespace("apps").await;
+    let none = json!({"count/artifacts.holdfast.dev": "0"});
+    let quota = json!({"metadata": {"name": "team"}, "spec": {"hard": none}});
+    bare.create::<ResourceQuota>("apps", quota).await;
+    // No controller manager counts here.
+    let counted = json!({"status": {"hard": none, "used": none}});
+    let quotas: Api<ResourceQuota> = Api::namespaced(bare.client.clone(), "apps");
+    quotas
+        .patch_status("team", &PatchParams::default(), &Patch::Merge(counted))
+        .await
+        .unwrap();
+    let pod = json!({
+        "metadata": {"name": "pod"},
+        "spec": {"containers": [{"name": "c", "image": IMAGE}]},
+    });
+    bare.create::<Pod>("apps", pod).await;
+    let _running = run(&bare.context_with(&json!({})), &registry);
+    eventually("the namespace is told of the quota", async || {
+        told(&bare, "ArtifactsRefused")
+            .await
+            .iter()
+            .any(|note| note.contains("exceeded quota: team"))
+    })
+    .await;
+    assert!(registry.sources().is_empty());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use holdfast_api::state::{ClusterState, EVERY_SOURCE};
 use super::fetch::{Facts, NodeReadiness};
 use super::policy_dry_run::Outcome;
 use super::report::Report;
-use super::{access, credential_checks, scaling, upstreams, verifiers, volume, webhook};
+use super::{access, credential_checks, quotas, scaling, upstreams, verifiers, volume, webhook};
 use crate::finding::Code;
 use crate::terminal;
 
@@ -26,6 +26,7 @@ pub(super) fn diagnose(facts: &Facts) -> Report {
     nodes(facts, &mut report);
     policies(facts, &mut report);
     scaling::diagnose(&facts.scaling, &mut report);
+    quotas::diagnose(&facts.quotas, &mut report);
     let by_namespace = facts.unproved.is_some();
     let kubelet = facts.kubelet.as_ref();
     credential_checks::diagnose(&facts.dry_runs, kubelet, by_namespace, &mut report);
@@ -311,6 +312,7 @@ mod tests {
             rewrites: Some(Ok(true)),
             client_ca: false,
             scaling: Ok(scaling::Scaling::default()),
+            quotas: Ok(Vec::new()),
             verifiers: Ok(Vec::new()),
             kubelet: None,
             unproved: None,

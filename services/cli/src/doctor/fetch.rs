@@ -16,13 +16,13 @@ use super::access::{self, Unproved};
 use super::api::{Fetched, listed, object};
 use super::credential_checks;
 use super::policy_dry_run::{self, DryRun};
+use super::quotas::{self, FullQuota};
 use super::scaling::{self, Scaling};
 use super::verifiers::{self, Verifier};
-use crate::cluster::{self, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS};
+use crate::cluster::{self, NAMESPACES, NODES, PODS, Release, Resource, SECRETS, WEBHOOKS};
 use crate::status::{diagnose, fetch};
 
 const CLAIMS: Resource = cluster::core("persistentvolumeclaims");
-const SECRETS: Resource = cluster::core("secrets");
 const EVENTS: Resource = cluster::core("events");
 
 /// The volume's claim.
@@ -78,6 +78,8 @@ pub(super) struct Facts {
     pub(super) client_ca: bool,
     /// The release's autoscalers and the API that they ask.
     pub(super) scaling: Fetched<Scaling>,
+    /// Quotas that leave no room for further Artifacts.
+    pub(super) quotas: Fetched<Vec<FullQuota>>,
     /// Policies that verify images by their names.
     pub(super) verifiers: Fetched<Vec<Verifier>>,
     /// How a node's kubelet verifies pull secrets; nothing where no node is Ready.
@@ -101,10 +103,11 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         Err(why) => Err(why.clone()),
     };
     let scope = scope.map_err(|why| unknown.push(why)).ok();
-    let (claim, webhook, scaling, verifiers) = tokio::join!(
+    let (claim, webhook, scaling, quotas, verifiers) = tokio::join!(
         claim(client, release),
         webhook(client, names),
         scaling::fetch(client, names),
+        quotas::fetch(client, namespace),
         verifiers::fetch(client)
     );
     let nodes = match &scope {
@@ -149,6 +152,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
             .as_ref()
             .is_ok_and(|config| !config.values.webhook.client_ca_secret.is_empty()),
         scaling,
+        quotas,
         verifiers,
         kubelet,
         unproved,
