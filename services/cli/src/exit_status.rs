@@ -12,7 +12,7 @@ pub(crate) const IMAGES_UNKNOWN: u8 = 4;
 /// A wrong command line or configuration (`EX_USAGE` of `sysexits.h`).
 pub const WRONG_USAGE: u8 = 64;
 /// Interrupted by SIGINT, as shells report it.
-pub(crate) const INTERRUPTED: u8 = 130;
+const INTERRUPTED: u8 = 130;
 
 /// What a command found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]

@@ -38,7 +38,8 @@ pub struct Args {
     /// Only this repository, with its tags
     #[arg(value_name = "REPOSITORY")]
     repository: Option<String>,
-    /// The tags of every repository, with digest, size and platforms; --sort-by sorts repositories
+    /// The tags of every repository, with digest, size and platforms; --sort-by sorts the
+    /// repositories, and the tags of each
     #[arg(long)]
     tags: bool,
     #[command(flatten)]
@@ -93,8 +94,10 @@ fn list(args: &Args) -> anyhow::Result<Document> {
         repositories.push(repository(&view, name)?);
     }
     line.finish_and_clear();
-    args.sort.sort(&mut repositories)?;
     let with_tags = args.tags || args.repository.is_some();
+    args.sort.sort_with(&mut repositories, |repository| {
+        with_tags.then_some(&mut repository.tags)
+    })?;
     let table = if with_tags {
         tag_table(&repositories)
     } else {

@@ -243,10 +243,10 @@ impl OutputArgs {
 
     /// With `-o json`, `-o jsonl` and `-o yaml`, prints the error as a document.
     fn print_error(&self, error: &anyhow::Error) {
-        let code = match exit_status::of_error(error) {
-            exit_status::WRONG_USAGE => "WrongUsage",
-            exit_status::INTERRUPTED => "Interrupted",
-            _ => "CouldNotRun",
+        let code = if exit_status::is_wrong_usage(error) {
+            "WrongUsage"
+        } else {
+            "CouldNotRun"
         };
         let message = exit_status::message(error);
         let document = json!({

@@ -24,24 +24,42 @@ impl SortArgs {
     /// Sorts the items. Those without the field come last, and equal ones keep their order. A note
     /// says once if no item has the field.
     pub(crate) fn sort<T: Serialize>(&self, items: &mut Vec<T>) -> anyhow::Result<()> {
+        self.sort_with(items, |_| None::<&mut Vec<T>>)
+    }
+
+    /// As [`Self::sort`], also for the items within each item: each list by itself.
+    pub(crate) fn sort_with<T: Serialize, U: Serialize>(
+        &self,
+        items: &mut Vec<T>,
+        within: impl Fn(&mut T) -> Option<&mut Vec<U>>,
+    ) -> anyhow::Result<()> {
         let Some(path) = &self.sort_by else {
             return Ok(());
         };
-        let mut has_field = items.is_empty();
-        let mut keyed = Vec::with_capacity(items.len());
-        for item in items.drain(..) {
-            let value = serde_json::to_value(&item)?;
-            let key = path.select(&value)?.first().copied().cloned();
-            has_field |= key.is_some();
-            keyed.push((key.unwrap_or_default(), item));
+        let mut has_field = items.is_empty() | sort_list(path, items)?;
+        for inner in items.iter_mut().filter_map(within) {
+            has_field |= sort_list(path, inner)?;
         }
-        keyed.sort_by(|(one, _), (other, _)| compare(one, other));
-        items.extend(keyed.into_iter().map(|(_, item)| item));
         if !has_field {
             NOTE.call_once(|| terminal::note("--sort-by: no item has this field"));
         }
         Ok(())
     }
+}
+
+/// Sorts a list. Returns whether an item has the field.
+fn sort_list<T: Serialize>(path: &JsonPath, items: &mut Vec<T>) -> anyhow::Result<bool> {
+    let mut has_field = false;
+    let mut keyed = Vec::with_capacity(items.len());
+    for item in items.drain(..) {
+        let value = serde_json::to_value(&item)?;
+        let key = path.select(&value)?.first().copied().cloned();
+        has_field |= key.is_some();
+        keyed.push((key.unwrap_or_default(), item));
+    }
+    keyed.sort_by(|(one, _), (other, _)| compare(one, other));
+    items.extend(keyed.into_iter().map(|(_, item)| item));
+    Ok(has_field)
 }
 
 fn compare(one: &Value, other: &Value) -> Ordering {
@@ -78,5 +96,18 @@ mod tests {
         let items = json!([{"a": {"b": "y"}}, {"a": {"b": "x"}}]);
         let expect = json!([{"a": {"b": "x"}}, {"a": {"b": "y"}}]);
         assert_eq!(sorted(".a.b", items), expect);
+    }
+
+    #[test]
+    fn lists_within_items_are_sorted_each_by_itself() {
+        let mut items = vec![
+            vec![json!({"a": 2}), json!({"a": 1})],
+            vec![json!({"a": 0})],
+        ];
+        let sort_by = Some(".a".parse().unwrap());
+        SortArgs { sort_by }
+            .sort_with(&mut items, |item| Some(item))
+            .unwrap();
+        assert_eq!(json!(items), json!([[{"a": 1}, {"a": 2}], [{"a": 0}]]));
     }
 }

@@ -31,6 +31,8 @@ const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for all steps together, without the wait for nodes. The hook's deadline is later, so that a
 /// slow API server ends in a report and not in a deletion that fails.
 const STEPS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the event with the report.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pods a minute whose original images are restored.
 const RESTORED_PER_MINUTE: u32 = 60;
 /// Time between two requests to the agents.
@@ -119,13 +121,16 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
         .no_proxy()
         .timeout(Duration::from_secs(3))
         .build()?;
-    Ok(undo(
-        &Cluster::new(client, names).evicting_by(evicting),
-        &http,
-        timeout,
-        restore,
-    )
-    .await)
+    let cluster = Cluster::new(client, names).evicting_by(evicting);
+    let report = undo(&cluster, &http, timeout, restore).await;
+    if args.hook {
+        // Helm deletes the Job of the hook, and its log with it.
+        let recorded = tokio::time::timeout(EVENT_TIMEOUT, cluster.record(&report)).await;
+        if !matches!(recorded, Ok(Ok(()))) {
+            tracing::warn!("cannot write the event with the report");
+        }
+    }
+    Ok(report)
 }
 
 /// All steps, as far as they are done in time. Pods are restored only with a time for it.

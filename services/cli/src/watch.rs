@@ -41,7 +41,7 @@ impl WatchArgs {
         if !self.watch {
             return check().await;
         }
-        let mut before = String::new();
+        let mut shown = Shown::default();
         let mut away_since = None;
         loop {
             match check().await {
@@ -52,14 +52,14 @@ impl WatchArgs {
                     }
                     let text = output.render(&document)?;
                     let is_terminal = std::io::stdout().is_terminal();
-                    if let Some(printed) = printed(output, &text, &before, is_terminal) {
+                    if let Some(printed) = shown.next(output, &text, is_terminal) {
                         terminal::print(&printed);
                     }
-                    before = text;
                     output.write_file(&document)?;
                 }
                 Err(error) if exit_status::is_wrong_usage(&error) => return Err(error),
                 Err(error) => {
+                    shown.outage();
                     let since = *away_since.get_or_insert_with(Instant::now);
                     terminal::error(&outage(&error, since.elapsed()));
                 }
@@ -69,14 +69,30 @@ impl WatchArgs {
     }
 }
 
-/// What is printed of a check; nothing if its text is the one before.
-fn printed(output: &OutputArgs, text: &str, before: &str, is_terminal: bool) -> Option<String> {
-    if output.is_table() && is_terminal {
-        Some(format!("{CLEAR_SCREEN}{text}"))
-    } else if text == before {
-        None
-    } else {
-        Some(output.for_stdout(text, is_terminal).into_owned())
+/// The text that was printed last. It is forgotten in an outage, so that the first document after
+/// it shows that the outage is over.
+#[derive(Debug, Default)]
+struct Shown {
+    before: String,
+}
+
+impl Shown {
+    /// What is printed of a check; nothing if its text is the one before.
+    fn next(&mut self, output: &OutputArgs, text: &str, is_terminal: bool) -> Option<String> {
+        let is_same = self.before == text;
+        text.clone_into(&mut self.before);
+        if output.is_table() && is_terminal {
+            Some(format!("{CLEAR_SCREEN}{text}"))
+        } else if is_same {
+            None
+        } else {
+            Some(output.for_stdout(text, is_terminal).into_owned())
+        }
+    }
+
+    /// The check failed.
+    fn outage(&mut self) {
+        self.before.clear();
     }
 }
 
@@ -101,19 +117,34 @@ mod tests {
         let text = "a\u{1b}]52;c\u{7}\n";
         for format in ["json", "jsonl", "yaml", "name", "jsonpath=$"] {
             let output = Command::parse_from(["status", "-o", format]).output;
-            let shown = printed(&output, text, "", true);
-            assert_eq!(shown.as_deref(), Some("a ]52;c \n"), "{format}");
-            let piped = printed(&output, text, "", false);
+            let mut shown = Shown::default();
+            let printed = shown.next(&output, text, true);
+            assert_eq!(printed.as_deref(), Some("a ]52;c \n"), "{format}");
+            assert_eq!(shown.next(&output, text, true), None, "{format}");
+            let piped = Shown::default().next(&output, text, false);
             assert_eq!(piped.as_deref(), Some(text), "{format}");
-            assert_eq!(printed(&output, text, text, true), None, "{format}");
         }
     }
 
     #[test]
     fn a_table_replaces_the_one_before_on_a_terminal() {
         let output = Command::parse_from(["status"]).output;
-        let shown = printed(&output, "a\n", "a\n", true);
-        assert_eq!(shown.as_deref(), Some("\u{1b}[2J\u{1b}[Ha\n"));
-        assert_eq!(printed(&output, "a\n", "a\n", false), None);
+        let mut shown = Shown::default();
+        for _ in 0..2 {
+            let printed = shown.next(&output, "a\n", true);
+            assert_eq!(printed.as_deref(), Some("\u{1b}[2J\u{1b}[Ha\n"));
+        }
+        assert_eq!(shown.next(&output, "a\n", false), None);
+    }
+
+    #[test]
+    fn the_first_document_after_an_outage_is_printed_although_it_is_the_same() {
+        let output = Command::parse_from(["status", "-o", "jsonl"]).output;
+        let mut shown = Shown::default();
+        let print = |shown: &mut Shown| shown.next(&output, "{}\n", false).is_some();
+        assert!(print(&mut shown));
+        assert!(!print(&mut shown));
+        shown.outage();
+        assert!(print(&mut shown));
     }
 }

@@ -11,12 +11,14 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, ObjectReference, Pod, Secret};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt as _};
 use serde_json::json;
 
 use super::nodes::{self, Survey};
+use super::report::Report;
 use crate::{restore, terminal};
 
 /// Objects a page.
@@ -76,6 +78,34 @@ impl Cluster {
             labels::COMPONENT
         );
         ListParams::default().labels(&selector)
+    }
+
+    /// Writes an event about the release's namespace with the report.
+    pub(crate) async fn record(&self, report: &Report) -> anyhow::Result<()> {
+        let reporter = Reporter {
+            controller: "holdfast-uninstall".to_owned(),
+            instance: None,
+        };
+        let event = Event {
+            type_: if report.is_clean() {
+                EventType::Normal
+            } else {
+                EventType::Warning
+            },
+            reason: "Uninstalled".to_owned(),
+            note: Some(report.summary()),
+            action: "Uninstall".to_owned(),
+            secondary: None,
+        };
+        let namespace = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Namespace".to_owned()),
+            name: Some(self.names.namespace.clone()),
+            namespace: Some(self.names.namespace.clone()),
+            ..ObjectReference::default()
+        };
+        let events = Recorder::new(self.client.clone(), reporter);
+        Ok(events.publish(&event, &namespace).await?)
     }
 
     pub(crate) async fn delete_webhook(&self) -> anyhow::Result<()> {

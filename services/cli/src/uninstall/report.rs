@@ -4,10 +4,13 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::terminal::clean;
+use crate::terminal::{clean, count};
 
 /// At most this many pods are named; the rest is counted.
 const NAMED_PODS: usize = 20;
+
+/// Longest text of an event that the API server takes.
+const MAX_SUMMARY_CHARS: usize = 1000;
 
 /// The report of an uninstallation.
 #[derive(Debug, Default, Serialize)]
@@ -55,6 +58,21 @@ impl Report {
         if more > 0 {
             self.left.push(format!("not restored: {more} pods more"));
         }
+    }
+
+    /// The report on one line, with what stays behind: the text of an event.
+    pub(crate) fn summary(&self) -> String {
+        let done = count(self.done.len() as u64, "step", "steps");
+        let mut text = format!("{done} done, {} left", self.left.len());
+        if !self.rewritten.is_empty() {
+            let pods = self.rewritten.len() as u64;
+            let pods = count(pods, "running pod still names", "running pods still name");
+            text = format!("{text}; {pods} the registry");
+        }
+        for left in &self.left {
+            text = format!("{text}; LEFT {}", clean(left));
+        }
+        text.chars().take(MAX_SUMMARY_CHARS).collect()
     }
 
     /// Whether nothing stays behind.

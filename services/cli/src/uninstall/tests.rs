@@ -157,6 +157,31 @@ async fn undone_with(
     (report, log)
 }
 
+#[tokio::test]
+async fn the_report_stays_as_an_event_on_the_namespace() {
+    holdfast_runtime::tls::install_crypto_provider();
+    let mut report = Report::default();
+    report.done("webhook configuration deleted".to_owned());
+    report.left("node lost is not Ready".to_owned());
+    report.rewritten = vec!["shop/web".to_owned()];
+    let summary = report.summary();
+    assert_eq!(
+        summary,
+        "1 step done, 1 left; 1 running pod still names the registry; LEFT node lost is not Ready"
+    );
+    for _ in 0..100 {
+        report.left("x".repeat(100));
+    }
+    assert_eq!(report.summary().chars().count(), 1000);
+    let (client, log) = api_server(|method, path| {
+        (method == "POST").then(|| json!({"metadata": {"name": "e"}, "path": path}))
+    });
+    let cluster = Cluster::new(client, Names::of_release("holdfast", "sys"));
+    cluster.record(&report).await.unwrap();
+    let log = log.lock().unwrap().clone();
+    assert_eq!(log, ["POST /apis/events.k8s.io/v1/namespaces/sys/events"]);
+}
+
 // SPEC 80
 #[tokio::test]
 async fn the_webhook_goes_first_and_the_controller_before_the_nodes() {
