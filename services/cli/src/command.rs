@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use crate::exit_status::{self, Interrupted};
 use crate::{
-    config_check, diff, doctor, export, fsck, import, ls, preload, restore, status, terminal,
+    config_check, diff, doctor, export, fsck, import, ls, preload, restore, rm, status, terminal,
     uninstall, version,
 };
 
@@ -25,6 +25,8 @@ pub enum Command {
     Preload(preload::Args),
     /// Restores the original images of pods
     Restore(restore::Args),
+    /// Deletes pushed and imported images that nothing uses
+    Rm(rm::Args),
     /// Removes Holdfast from the cluster
     Uninstall(uninstall::Args),
     /// Lists the repositories and images of a volume
@@ -64,6 +66,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Diff(DiffCommand::Offline(args)) => until_interrupted(diff::offline(args)),
         Command::Preload(args) => until_interrupted(preload::run(args)),
         Command::Restore(args) => until_interrupted(restore::run(args)),
+        Command::Rm(args) => until_interrupted(rm::run(args)),
         Command::Uninstall(args) => until_interrupted(uninstall::run(args)),
         Command::Ls(args) => ls::run(&args),
         Command::Fsck(args) => fsck::run(&args),

@@ -16,7 +16,7 @@ use crate::output::CommonArgs;
 use crate::{ls, terminal};
 
 /// The image that every registry makes for the probes of its own nodes. It is not exported.
-const PROBE: &str = "holdfast/probe";
+pub(crate) const PROBE: &str = "holdfast/probe";
 
 /// Arguments of `export`.
 #[derive(clap::Args)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 pub(crate) enum Code {
     /// Pods have images from the registry without a proof that they may.
     AccessNotProved,
-    /// A ResourceQuota allows no further Artifacts.
+    /// A `ResourceQuota` allows no further Artifacts.
     ArtifactQuotaFull,
     /// The autoscalers have no metrics API.
     AutoscalerWithoutMetrics,

@@ -21,6 +21,7 @@ mod ls;
 mod output;
 mod preload;
 mod restore;
+mod rm;
 mod sort;
 mod status;
 mod terminal;

@@ -7,7 +7,10 @@ use clap::Command;
 /// The groups in the order of the help, and the commands of each.
 pub(crate) const GROUPS: [(&str, &[&str]); 5] = [
     ("Ask", &["status", "doctor", "diff"]),
-    ("Prepare and undo", &["preload", "restore", "uninstall"]),
+    (
+        "Prepare and undo",
+        &["preload", "rm", "restore", "uninstall"],
+    ),
     ("Volumes", &["ls", "fsck", "export", "import"]),
     ("Other", &["config", "version", "completion", "help"]),
     (

@@ -1,4 +1,4 @@
-//! ResourceQuotas that leave no room for further Artifacts.
+//! Resource quotas that leave no room for further Artifacts.
 
 use holdfast_core::workload::text;
 use kube::Client;

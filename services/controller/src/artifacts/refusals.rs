@@ -1,5 +1,5 @@
-//! Artifacts that the API server refuses to create, for example because of a ResourceQuota: once an
-//! hour an event on the namespace says so.
+//! Artifacts that the API server refuses to create, for example because of a `ResourceQuota`: once
+//! an hour an event on the namespace says so.
 
 use std::collections::HashMap;
 use std::time::Instant;

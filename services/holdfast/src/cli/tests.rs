@@ -12,11 +12,12 @@ const SERVICES: [&str; 4] = ["registry", "webhook", "controller", "node-agent"];
 /// Commands without data: `export` writes archives, `completion` a script.
 const WITHOUT_DATA: [&str; 2] = ["export", "completion"];
 /// Commands that read the cluster by the caller's kubeconfig.
-const CLUSTER: [&str; 7] = [
+const CLUSTER: [&str; 8] = [
     "status",
     "doctor",
     "diff offline",
     "preload",
+    "rm",
     "restore",
     "uninstall",
     "version",

@@ -5,6 +5,7 @@
 mod causes;
 mod cluster;
 mod doctor;
+mod rm;
 mod watching;
 
 use std::path::{Path, PathBuf};
