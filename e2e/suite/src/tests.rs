@@ -88,6 +88,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(faults::a_pod_missed_by_the_webhook_starts_and_is_copied),
         ci!(healing::pods_that_slipped_past_the_webhook_start_without_uplink),
         ci!(healing::a_controller_that_insists_is_left_alone),
+        ci!(healing::an_owner_that_compares_images_gets_its_originals),
         full!(healing::an_image_that_only_nodes_could_fetch_gets_its_original_back),
         full!(healing::owned_pods_with_a_missed_image_volume_are_recreated),
         full!(policy::a_policy_that_allows_only_original_registries_breaks_no_pod),

@@ -32,6 +32,11 @@ pub struct ClusterState {
     /// whose pods keep [`EVERY_SOURCE`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub excluded: Vec<Exclusion>,
+    /// Owners that delete rewritten pods, because they compare images; their pods keep their
+    /// references. The oldest first, at most [`MAX_EXCLUDED_OWNERS_OF_NAMESPACE`] of a namespace
+    /// and [`MAX_EXCLUDED_OWNERS`] in all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded_owners: Vec<OwnerExclusion>,
     /// The images that pods of each namespace may pull, if `access.privateImages` is `namespace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessList>,
@@ -46,6 +51,10 @@ pub const MAX_EXCLUSIONS: usize = 500;
 pub const MAX_EXCLUSIONS_OF_NAMESPACE: usize = 20;
 /// Namespaces that are excluded as a whole because a policy denies the registry's references.
 pub const MAX_EXCLUDED_NAMESPACES: usize = 500;
+/// Excluded owners in all namespaces together, ended exclusions included.
+pub const MAX_EXCLUDED_OWNERS: usize = 200;
+/// Excluded owners of one namespace; a further one replaces that namespace's oldest.
+pub const MAX_EXCLUDED_OWNERS_OF_NAMESPACE: usize = 20;
 
 /// A source that pods of a namespace pull from its upstream, until the registry can copy it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +68,25 @@ pub struct Exclusion {
     pub reason: String,
     /// When it was excluded.
     pub since: Time,
+}
+
+/// An owner that deletes its pods when their images are rewritten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnerExclusion {
+    /// The namespace of owner and pods.
+    pub namespace: String,
+    /// The kind of the owner, as in the owner references of its pods.
+    pub kind: String,
+    /// The name of the owner.
+    pub name: String,
+    /// When it was excluded.
+    pub since: Time,
+    /// When the exclusion ends.
+    pub until: Time,
+    /// Whether it has ended. The entry stays for a while, so that a further exclusion is longer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
 }
 
 /// What the node agent writes on its host: Secret `F-node`.
@@ -119,7 +147,7 @@ mod tests {
         let least: ClusterState =
             serde_json::from_str(r#"{"registryAddress":"10.96.0.50"}"#).unwrap();
         assert!(!least.rewrite, "unsaid means no");
-        let text = r#"{"registryAddress":"a","aliases":[],"rewrite":true,"reason":"","excluded":[{"namespace":"apps","source":"r.io/a:1","reason":"Unauthorized","since":"2026-01-02T03:04:05Z"}],"access":{"everybody":["r.io/b"],"namespaces":{"apps":["r.io/c"]}}}"#;
+        let text = r#"{"registryAddress":"a","aliases":[],"rewrite":true,"reason":"","excluded":[{"namespace":"apps","source":"r.io/a:1","reason":"Unauthorized","since":"2026-01-02T03:04:05Z"}],"excludedOwners":[{"namespace":"apps","kind":"Cluster","name":"db","since":"2026-01-02T03:04:05Z","until":"2026-01-03T03:04:05Z"}],"access":{"everybody":["r.io/b"],"namespaces":{"apps":["r.io/c"]}}}"#;
         let state: ClusterState = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&state).unwrap(), text);
     }

@@ -23,6 +23,8 @@ pub(crate) enum Code {
     NodeNotReady,
     /// No node agent runs on a node.
     NodeWithoutAgent,
+    /// An owner deletes its pods when their images are rewritten.
+    OwnerExcluded,
     /// Pods of a service are not ready.
     PodsNotReady,
     /// A policy refuses the references of the registry.

@@ -11,6 +11,8 @@ pub use holdfast_cluster_model::Key;
 pub use owners::{Owners, watch_owners};
 pub use watch_cache::{Change, WatchCache, key};
 
+use crate::comparing_owners::deletion::Deletion;
+use crate::comparing_owners::recognizer::Recognizer;
 use crate::metrics::Metrics;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use holdfast_api::Artifact;
@@ -23,10 +25,10 @@ use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Interval of heartbeats of a quiet watch.
 const BEAT: Duration = Duration::from_secs(20);
@@ -68,6 +70,10 @@ pub struct ClusterIndex {
     pub denials: RwLock<WatchCache<Option<Denial>>>,
     /// What pods are made of. It has a version of its own, and `synced` does not wait for it.
     pub owners: Owners,
+    /// Recognizes owners that delete rewritten pods.
+    recognizer: Mutex<Recognizer>,
+    /// Wakes when an owner was recognized.
+    pub owner_recognized: Notify,
     /// Counts changes of pods, namespaces, nodes and Artifacts.
     pub version: watch::Sender<u64>,
     /// The registry's addresses, the current one first, by which rewritten images are recognized.
@@ -83,6 +89,8 @@ impl Default for ClusterIndex {
             artifacts: RwLock::default(),
             denials: RwLock::default(),
             owners: Owners::default(),
+            recognizer: Mutex::default(),
+            owner_recognized: Notify::new(),
             version: watch::Sender::new(0),
             addresses: watch::Sender::new(Vec::new()),
         }
@@ -104,6 +112,27 @@ impl ClusterIndex {
             && Self::read(&self.artifacts, WatchCache::synced)
     }
 
+    /// Takes the last deletion of each owner that was recognized as one that compares images.
+    pub fn take_recognized(&self) -> Vec<Deletion> {
+        self.recognizer.lock().take_recognized()
+    }
+
+    /// Records the deletion of a pod for the recognition of owners that compare images. The first
+    /// event with a deletion timestamp counts, because containers still have the state of before.
+    fn observe_deletion(&self, event: &watcher::Event<Pod>, addresses: &[String]) {
+        let pod = match event {
+            watcher::Event::Apply(pod) if pod.metadata.deletion_timestamp.is_some() => pod,
+            watcher::Event::Delete(pod) => pod,
+            _ => return,
+        };
+        let now = jiff::Timestamp::now().as_second();
+        if let Some(deletion) = Deletion::of(pod, addresses, now)
+            && self.recognizer.lock().observe(&deletion)
+        {
+            self.owner_recognized.notify_one();
+        }
+    }
+
     /// Wakes every loop that waits for a change.
     pub fn notify(&self) {
         self.version
@@ -119,18 +148,14 @@ pub async fn watch_pods(watches: Watches, heart: Heartbeat) -> Result<(), watche
     let known = addresses.borrow_and_update().clone();
     let scope = Arc::clone(&watches.scope);
     let names = watches.names.clone();
-    let stream = watcher(api, watcher::Config::default().page_size(200)).default_backoff();
-    let follow = follow(
-        stream,
-        &watches.index,
-        &watches.index.pods,
-        heart,
-        move |pod| {
-            let labels = pod.metadata.labels.as_ref();
-            let agent = is_agent(&names, pod.metadata.namespace.as_deref(), labels);
-            pod_facts(&pod, &known, &scope, agent)
-        },
-    );
+    let stream = watcher(api, watcher::Config::default().page_size(200))
+        .default_backoff()
+        .inspect_ok(|event| watches.index.observe_deletion(event, &known));
+    let follow = follow(stream, &watches.index, &watches.index.pods, heart, |pod| {
+        let labels = pod.metadata.labels.as_ref();
+        let agent = is_agent(&names, pod.metadata.namespace.as_deref(), labels);
+        pod_facts(&pod, &known, &scope, agent)
+    });
     tokio::select! {
         outcome = follow => outcome,
         _ = addresses.changed() => Ok(()),

@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod artifacts;
 pub mod certificates;
+pub mod comparing_owners;
 pub mod delivery;
 pub mod events;
 pub mod healing;
@@ -200,6 +201,7 @@ impl Context {
         self.spawn(supervisor, "node_taints", nodes::run);
         self.spawn(supervisor, "preload", artifacts::preload::run);
         self.spawn(supervisor, "healing", healing::run);
+        self.spawn(supervisor, "comparing_owners", comparing_owners::run);
         self.spawn(supervisor, "artifacts", move |context, heart| {
             artifacts::run(context, fills.clone(), heart)
         });

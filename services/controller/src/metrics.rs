@@ -73,6 +73,7 @@ pub struct Metrics {
     healing: Family<ActionLabel, Counter>,
     pods_stuck: Gauge,
     excluded_sources: Gauge,
+    excluded_owners: Gauge,
     nodes: Family<StateLabel, Gauge>,
     excluded_namespaces: Gauge,
 }
@@ -110,8 +111,7 @@ impl Metrics {
             ),
             artifacts_removed: group.add(
                 "artifacts_removed",
-                "Announced Artifacts that were removed because nothing used them before they were \
-                 copied",
+                "Announced Artifacts that were removed because nothing used them before the copy",
                 Counter::default(),
             ),
             access: group.add(
@@ -168,10 +168,14 @@ impl Metrics {
                  startup taint",
                 Family::default(),
             ),
+            excluded_owners: group.add(
+                "excluded_owners",
+                "Owners whose pods are not rewritten because they deleted rewritten pods",
+                Gauge::default(),
+            ),
             excluded_namespaces: group.add(
                 "excluded_namespaces",
-                "Namespaces that are not rewritten because a policy denies the registry's \
-                 references",
+                "Namespaces that are not rewritten because a policy denies that",
                 Gauge::default(),
             ),
         }
@@ -236,6 +240,10 @@ impl Metrics {
 
     pub(crate) fn excluded_sources(&self, count: usize) {
         set(&self.excluded_sources, count);
+    }
+
+    pub(crate) fn excluded_owners(&self, count: usize) {
+        set(&self.excluded_owners, count);
     }
 
     pub(crate) fn nodes(&self, state: &'static str, count: usize) {

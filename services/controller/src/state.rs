@@ -14,7 +14,7 @@ use crate::{Context, apply};
 pub use address_history::AddressHistory;
 use build::{Inputs, NodeInput};
 use holdfast_api::access::AccessList;
-use holdfast_api::state::{ClusterState, Exclusion, KEY, NodeState};
+use holdfast_api::state::{ClusterState, Exclusion, KEY, NodeState, OwnerExclusion};
 use holdfast_cluster_model::cluster_ips;
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
@@ -50,6 +50,7 @@ pub struct Seen {
     /// The nodes in scope; `None` while they are not known.
     nodes: Option<Vec<NodeInput>>,
     excluded: Option<Vec<Exclusion>>,
+    excluded_owners: Option<Vec<OwnerExclusion>>,
     access: Option<AccessList>,
     bundle: String,
     /// Whether this process has written or confirmed the node state once.
@@ -65,6 +66,7 @@ impl Seen {
             used: pods_synced.then(|| used_addresses(context)),
             nodes: (pods_synced && nodes_synced).then(|| nodes(context)),
             excluded: context.healing.excluded.borrow().clone(),
+            excluded_owners: context.healing.excluded_owners.borrow().clone(),
             access: context.access.borrow().clone(),
             bundle: context.issued.bundle.borrow().clone(),
             settled: context.settled.load(Ordering::Relaxed),
@@ -77,6 +79,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let mut version = context.index.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
     let mut excluded = context.healing.excluded.subscribe();
+    let mut excluded_owners = context.healing.excluded_owners.subscribe();
     let mut access = context.access.subscribe();
     let mut agreed: Option<Seen> = None;
     let mut next = Instant::now();
@@ -84,6 +87,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
         version.borrow_and_update();
         bundle.borrow_and_update();
         excluded.borrow_and_update();
+        excluded_owners.borrow_and_update();
         access.borrow_and_update();
         if Instant::now() >= next || agreed.as_ref() != Some(&Seen::of(&context)) {
             agreed = round(&context).await?;
@@ -94,6 +98,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
             _ = version.changed() => {}
             _ = bundle.changed() => {}
             _ = excluded.changed() => {}
+            _ = excluded_owners.changed() => {}
             _ = access.changed() => {}
             () = tokio::time::sleep_until(next) => {}
         }
@@ -183,6 +188,7 @@ fn inputs(context: &Context, seen: &Seen, observed: &Observed, address: String) 
         used,
         nodes: seen.nodes.clone(),
         excluded: context.healing.init_excluded(previous),
+        excluded_owners: context.healing.init_excluded_owners(previous),
         access: access(context, seen.access.clone(), previous),
         wait: context.config.values.webhook.wait_for_nodes,
         waited: observed

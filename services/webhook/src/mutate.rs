@@ -78,6 +78,8 @@ pub enum SkipReason {
     Unfillable,
     /// A policy of the namespace refuses the registry's references.
     Refused,
+    /// The owner of the pod deletes it if its image is rewritten.
+    OwnerExcluded,
     /// It is unknown whether the namespace may have the image (`access.privateImages: namespace`).
     Private,
     /// The pod has more images or annotations than the webhook reads.
@@ -101,6 +103,7 @@ impl SkipReason {
             Self::Placeholder => "placeholder",
             Self::Unfillable => "unfillable",
             Self::Refused => "refused",
+            Self::OwnerExcluded => "owner_excluded",
             Self::Private => "private",
             Self::TooLarge => "too_large",
         }
@@ -258,6 +261,7 @@ fn decide_all(
         address,
         namespace: namespace.unwrap_or_default(),
         restored: stored.map(Stored::restored),
+        owner_excluded: rules.excludes_owner(namespace.unwrap_or_default(), pod),
     };
     let known_originals = pod::annotated_originals(pod);
     let mut originals = Map::new();
@@ -330,6 +334,8 @@ struct Criteria<'a> {
     namespace: &'a str,
     /// The sources that keep their upstream's references in this pod.
     restored: Option<&'a BTreeSet<String>>,
+    /// Whether the owner of the pod is excluded.
+    owner_excluded: bool,
 }
 
 enum Decision {
@@ -423,6 +429,8 @@ fn excluded(original: &Reference, criteria: &Criteria<'_>) -> Option<SkipReason>
     let (rules, namespace) = (criteria.rules, criteria.namespace);
     if rules.excludes_namespace(namespace) {
         Some(SkipReason::Refused)
+    } else if criteria.owner_excluded {
+        Some(SkipReason::OwnerExcluded)
     } else if criteria
         .restored
         .is_some_and(|restored| restored.contains(&original.to_string()))

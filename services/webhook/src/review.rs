@@ -64,6 +64,13 @@ const TOLERATIONS: Shape = Shape::List(&Shape::Members(&[
     ("effect", Shape::Plain),
 ]));
 
+/// The owners of a pod, of which one controls it.
+const OWNERS: Shape = Shape::List(&Shape::Members(&[
+    ("kind", Shape::Plain),
+    ("name", Shape::Plain),
+    ("controller", Shape::Plain),
+]));
+
 /// The new pod, for `/mutate`. All annotations are kept, because their total size is limited.
 const POD: Shape = Shape::Members(&[
     (
@@ -80,6 +87,7 @@ const POD: Shape = Shape::Members(&[
                 ]),
             ),
             ("annotations", Shape::Map),
+            ("ownerReferences", OWNERS),
         ]),
     ),
     (

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use holdfast_api::access::ImageAccess;
 use holdfast_api::delivery::Delivery;
-use holdfast_api::state::{ClusterState, EVERY_SOURCE, Exclusion};
+use holdfast_api::state::{ClusterState, EVERY_SOURCE, Exclusion, OwnerExclusion};
 use holdfast_config::Values;
 use holdfast_core::UpstreamFilter;
 use holdfast_core::meaning::Meaning;
+use holdfast_core::workload;
 use holdfast_core::{Host, Reference};
+use serde_json::Value;
 
 /// Everything that a decision about a pod depends on, besides the pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +25,8 @@ pub struct Rules {
     pub upstreams: UpstreamFilter,
     /// Excluded sources by namespace, canonical.
     pub excluded: Arc<BTreeMap<String, BTreeSet<String>>>,
+    /// Kind and name of excluded owners, by namespace.
+    pub excluded_owners: Arc<BTreeMap<String, BTreeSet<(String, String)>>>,
     /// Which images the pods of a namespace may have from the registry.
     pub access: ImageAccess,
     /// What is known of copies, upstreams and nodes.
@@ -81,6 +85,7 @@ impl Rules {
             known_addresses,
             upstreams,
             excluded: Arc::new(excluded(&state.excluded)),
+            excluded_owners: Arc::new(excluded_owners(&state.excluded_owners)),
             access,
             delivery: Arc::default(),
         }
@@ -101,6 +106,17 @@ impl Rules {
             .is_some_and(|sources| sources.contains(EVERY_SOURCE))
     }
 
+    /// Whether the owner of a pod deletes its pods when their images are rewritten.
+    pub fn excludes_owner(&self, namespace: &str, pod: &Value) -> bool {
+        let Some(owners) = self.excluded_owners.get(namespace) else {
+            return false;
+        };
+        workload::controller_of(pod).is_some_and(|(kind, name, _)| {
+            let is_it = |(of_kind, of_name): &(String, String)| of_kind == kind && of_name == name;
+            owners.iter().any(is_it)
+        })
+    }
+
     /// Whether a bare word is left as it is, because another webhook may replace it by an image
     /// and would not find its own word any more. The API server then calls again
     /// (`reinvocationPolicy: IfNeeded`) with the image.
@@ -118,6 +134,16 @@ fn excluded(list: &[Exclusion]) -> BTreeMap<String, BTreeSet<String>> {
         all.entry(entry.namespace.clone())
             .or_default()
             .insert(entry.source.clone());
+    }
+    all
+}
+
+fn excluded_owners(list: &[OwnerExclusion]) -> BTreeMap<String, BTreeSet<(String, String)>> {
+    let mut all: BTreeMap<String, BTreeSet<(String, String)>> = BTreeMap::new();
+    for entry in list.iter().filter(|entry| !entry.ended) {
+        all.entry(entry.namespace.clone())
+            .or_default()
+            .insert((entry.kind.clone(), entry.name.clone()));
     }
     all
 }

@@ -14,6 +14,8 @@ use crate::world::World;
 
 /// A source counts as unfillable after two minutes; then the pod is patched within seconds.
 const HEALING_TIMEOUT: Duration = Duration::from_secs(180);
+/// Pause of an operator between the deletion of a pod and its next creation.
+const OWNER_PAUSE: Duration = Duration::from_secs(5);
 
 /// Takes the webhook away, does something, and brings it back, also after a failure.
 pub(super) fn without_webhook<T>(site: &Site, act: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -207,4 +209,52 @@ pub(super) fn a_controller_that_insists_is_left_alone(world: &mut World) -> Resu
         has_image(site, &test, "app", &app.reference)
     })?;
     site.kube.running(&test.name, "app", START).map(drop)
+}
+
+pub(super) fn an_owner_that_compares_images_gets_its_originals(world: &mut World) -> Result<()> {
+    let site = world.site()?;
+    site.installed()?;
+    let app = site.push(&site.plain, "team/compares", 1, 1000)?;
+    let test = site.namespace()?;
+    site.kube.apply(&[json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "operator", "namespace": test.name},
+    })])?;
+    let owner = site
+        .kube
+        .get(&["configmap", "-n", &test.name, "operator"])?;
+    let uid = &owner["metadata"]["uid"];
+    let mut pod = Pod::new("app", &app.reference).build(&test.name);
+    pod["metadata"]["ownerReferences"] = json!([
+        {"apiVersion": "v1", "kind": "ConfigMap", "name": "operator", "uid": uid, "controller": true},
+    ]);
+    // As an operator does: what differs from its wish is deleted and created again.
+    let mut deleted = 0;
+    loop {
+        site.kube.create(&pod)?;
+        if image(site, &test, "app")? == app.reference {
+            break;
+        }
+        deleted += 1;
+        ensure!(deleted < 4, "the pod is rewritten for the {deleted}th time");
+        site.kube
+            .run(&["delete", "pod", "-n", &test.name, "app", "--wait"])?;
+        // Recognition, the write of the state, and the watch of the webhook.
+        std::thread::sleep(OWNER_PAUSE);
+    }
+    ensure!(deleted == 3, "excluded after {deleted} deletions");
+    wait_for_event(site, &test, "operator", "OwnerExcluded")?;
+    site.kube.running(&test.name, "app", START)?;
+    // Its image is copied nevertheless, and other pods are rewritten.
+    site.kube.copied(&test.name, &app.reference, START)?;
+    let local = site.local(&app.reference)?;
+    let other = site
+        .kube
+        .dry_run(&Pod::new("other", &app.reference).build(&test.name))?;
+    let found = images(&other, "containers").join(" ");
+    ensure!(found == local, "another pod is not rewritten: {found}");
+    throughout(Duration::from_secs(10), || {
+        has_image(site, &test, "app", &app.reference)
+    })
 }

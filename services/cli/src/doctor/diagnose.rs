@@ -252,6 +252,29 @@ fn policies(facts: &Facts, report: &mut Report) {
              artifacts there shows what is missing",
         );
     }
+    excluded_owners(state, report);
+}
+
+/// Owners that compare images.
+fn excluded_owners(state: Option<&ClusterState>, report: &mut Report) {
+    let owners = state.into_iter().flat_map(|state| &state.excluded_owners);
+    for entry in owners.filter(|entry| !entry.ended) {
+        report.find(
+            Code::OwnerExcluded,
+            format!(
+                "{} {} of namespace {} deletes its pods when their images are rewritten; they \
+                 keep their images and need the uplink",
+                entry.kind, entry.name, entry.namespace
+            ),
+            format!(
+                "set the label {}={} in its template of pods, or wait: they are rewritten again \
+                 from {} on",
+                labels::REWRITE,
+                labels::REWRITE_DISABLED,
+                entry.until.0
+            ),
+        );
+    }
 }
 
 fn excluded_namespaces(state: Option<&ClusterState>) -> impl Iterator<Item = (&str, &str)> {
@@ -542,6 +565,29 @@ mod tests {
                 },
                 Answer::No,
                 &[part],
+            );
+        }
+        let owner = |ended: bool| json!([{"namespace": "a", "kind": "Cluster", "name": "db", "since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z", "ended": ended}]);
+        for (ended, answer, parts) in [
+            (
+                false,
+                Answer::No,
+                &[
+                    "Cluster db of namespace a deletes",
+                    "2026-01-02T00:00:00Z on",
+                ][..],
+            ),
+            (true, Answer::Yes, &[]),
+        ] {
+            check(
+                "an owner compares images",
+                |facts| {
+                    if let Ok(Some(state)) = &mut facts.status.state {
+                        state.excluded_owners = serde_json::from_value(owner(ended)).unwrap();
+                    }
+                },
+                answer,
+                parts,
             );
         }
     }

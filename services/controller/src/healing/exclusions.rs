@@ -45,20 +45,11 @@ fn makes_room(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool 
     for entry in list.iter().filter(|entry| !is_policy(entry)) {
         *counts.entry(&entry.namespace).or_default() += 1;
     }
-    let own = counts.get(namespace).copied().unwrap_or(0);
-    let is_full = counts.values().sum::<usize>() >= MAX_EXCLUSIONS;
-    let giver = if own >= MAX_EXCLUSIONS_OF_NAMESPACE {
-        Some(namespace)
-    } else if is_full {
-        let most = counts.iter().max_by_key(|(_, count)| **count);
-        let most = most.filter(|(_, count)| **count > own + 1);
-        most.map(|(name, _)| *name)
-            .or_else(|| (own > 0).then_some(namespace))
-    } else {
-        return true;
-    };
-    let Some(giver) = giver.map(str::to_owned) else {
-        return false;
+    let limits = (MAX_EXCLUSIONS_OF_NAMESPACE, MAX_EXCLUSIONS);
+    let giver = match room(&counts, namespace, limits) {
+        Room::Free => return true,
+        Room::Of(giver) => giver,
+        Room::None => return false,
     };
     let oldest = list
         .iter()
@@ -67,6 +58,37 @@ fn makes_room(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool 
         list.remove(oldest);
     }
     oldest.is_some()
+}
+
+/// Where one more entry of a namespace fits into a list.
+pub(crate) enum Room {
+    /// The list has room.
+    Free,
+    /// An entry of this namespace makes room.
+    Of(String),
+    /// Nowhere: each namespace has one entry.
+    None,
+}
+
+/// Finds room in a list with these numbers of entries by namespace. `limits` are the most entries
+/// of a namespace and of the list.
+pub(crate) fn room(
+    counts: &BTreeMap<&str, usize>,
+    namespace: &str,
+    (of_namespace, total): (usize, usize),
+) -> Room {
+    let own = counts.get(namespace).copied().unwrap_or(0);
+    if own >= of_namespace {
+        return Room::Of(namespace.to_owned());
+    }
+    if counts.values().sum::<usize>() < total {
+        return Room::Free;
+    }
+    let most = counts.iter().max_by_key(|(_, count)| **count);
+    let most = most.filter(|(_, count)| **count > own + 1);
+    most.map(|(name, _)| *name)
+        .or_else(|| (own > 0).then_some(namespace))
+        .map_or(Room::None, |giver| Room::Of(giver.to_owned()))
 }
 
 /// Removes a source. True if it was on the list.

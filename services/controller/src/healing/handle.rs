@@ -1,10 +1,10 @@
-//! What healing shares with the other loops: the excluded sources, the written state, and requests
-//! for early retries and confirmations.
+//! What healing shares with the other loops: the excluded sources and owners, the written state,
+//! and requests for early retries and confirmations.
 
 use super::Policy;
 use super::decide::Snapshot;
 use crate::index::Key;
-use holdfast_api::state::{ClusterState, Exclusion};
+use holdfast_api::state::{ClusterState, Exclusion, OwnerExclusion};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
@@ -17,6 +17,8 @@ pub struct Healing {
     pub policy: Policy,
     /// Excluded sources; `None` until the state of an earlier leader was read.
     pub excluded: watch::Sender<Option<Vec<Exclusion>>>,
+    /// Excluded owners; `None` until the state of an earlier leader was read.
+    pub excluded_owners: watch::Sender<Option<Vec<OwnerExclusion>>>,
     /// The cluster's state as it stands in its ConfigMap.
     pub state: watch::Sender<Option<ClusterState>>,
     /// Artifacts to retry before their pause ends.
@@ -33,6 +35,7 @@ impl Healing {
         Self {
             policy,
             excluded: watch::Sender::new(None),
+            excluded_owners: watch::Sender::new(None),
             state: watch::Sender::new(None),
             retries: Mutex::default(),
             to_confirm: Mutex::default(),
@@ -40,16 +43,18 @@ impl Healing {
         }
     }
 
-    /// The list to write. A new leader takes over the list of the ConfigMap.
+    /// The excluded sources to write. A new leader takes over the list of the ConfigMap.
     pub fn init_excluded(&self, previous: Option<&ClusterState>) -> Vec<Exclusion> {
-        self.excluded.send_if_modified(|list| {
-            let unknown = list.is_none();
-            if unknown {
-                *list = Some(previous.map_or_else(Vec::new, |state| state.excluded.clone()));
-            }
-            unknown
-        });
-        self.excluded.borrow().clone().unwrap_or_default()
+        init(&self.excluded, || {
+            previous.map(|state| state.excluded.clone())
+        })
+    }
+
+    /// The excluded owners to write. A new leader takes over the list of the ConfigMap.
+    pub fn init_excluded_owners(&self, previous: Option<&ClusterState>) -> Vec<OwnerExclusion> {
+        init(&self.excluded_owners, || {
+            previous.map(|state| state.excluded_owners.clone())
+        })
     }
 
     /// Records the state of the ConfigMap.
@@ -119,4 +124,19 @@ impl Healing {
             .get(key)
             .is_some_and(|at| now.saturating_duration_since(*at) < self.policy.confirmation_ttl)
     }
+}
+
+/// The value of a list, which is the one of an earlier leader if it is not known yet.
+fn init<T: Clone>(
+    list: &watch::Sender<Option<Vec<T>>>,
+    earlier: impl FnOnce() -> Option<Vec<T>>,
+) -> Vec<T> {
+    list.send_if_modified(|list| {
+        let is_unknown = list.is_none();
+        if is_unknown {
+            *list = Some(earlier().unwrap_or_default());
+        }
+        is_unknown
+    });
+    list.borrow().clone().unwrap_or_default()
 }

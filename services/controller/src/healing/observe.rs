@@ -4,6 +4,7 @@
 use super::decide::{Act, Copy, Snapshot, decide, relies_on};
 use super::{Copies, Healer, MAX_CONFIRMATIONS_PER_ROUND, NOTE_TTL, Note, Task, exclusions};
 use crate::Context;
+use crate::comparing_owners::exclusions::is_excluded;
 use crate::index::{ClusterIndex, Key};
 use holdfast_api::artifact::Reason;
 use holdfast_api::history::ImageHistory;
@@ -311,9 +312,27 @@ fn stuck_pods(context: &Context) -> Vec<(Key, Arc<StuckPod>)> {
             }
         }
     });
+    exclude_owners(context, &mut stuck_pods);
     // Pods of the release itself are never healed.
     stuck_pods.retain(|((namespace, _), _)| *namespace != context.names.namespace);
     stuck_pods
+}
+
+/// Pods of excluded owners are not `wanted`: their owners would delete them.
+fn exclude_owners(context: &Context, stuck_pods: &mut [(Key, Arc<StuckPod>)]) {
+    let excluded = context.healing.excluded_owners.borrow();
+    let Some(excluded) = excluded.as_ref().filter(|list| !list.is_empty()) else {
+        return;
+    };
+    for ((namespace, _), stuck_pod) in stuck_pods {
+        let is_excluded = stuck_pod.owner.as_ref().is_some_and(|owner| {
+            let owner = &owner.reference;
+            is_excluded(excluded, namespace, &owner.kind, &owner.name)
+        });
+        if stuck_pod.wanted && is_excluded {
+            Arc::make_mut(stuck_pod).wanted = false;
+        }
+    }
 }
 
 /// Whether a retry may have another result.

@@ -2,7 +2,7 @@
 
 use holdfast_api::access::AccessList;
 use holdfast_api::secret::SecretString;
-use holdfast_api::state::{ClusterState, Desired, Exclusion, Host, NodeState};
+use holdfast_api::state::{ClusterState, Desired, Exclusion, Host, NodeState, OwnerExclusion};
 use holdfast_config::WaitForNodes;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,6 +25,8 @@ pub struct Inputs {
     pub nodes: Option<Vec<NodeInput>>,
     /// Sources that the registry cannot copy.
     pub excluded: Vec<Exclusion>,
+    /// Owners whose pods are not rewritten.
+    pub excluded_owners: Vec<OwnerExclusion>,
     /// The images that pods of each namespace may pull, if that depends on the namespace.
     pub access: Option<AccessList>,
     /// Whether rewriting waits for the nodes.
@@ -77,6 +79,7 @@ pub fn cluster_state(inputs: &Inputs) -> ClusterState {
         rewrite,
         reason,
         excluded: inputs.excluded.clone(),
+        excluded_owners: inputs.excluded_owners.clone(),
         access: inputs.access.clone(),
     }
 }
@@ -207,6 +210,7 @@ mod tests {
             used: Some(BTreeSet::new()),
             nodes: Some(nodes.to_vec()),
             excluded: Vec::new(),
+            excluded_owners: Vec::new(),
             access: None,
             wait: WaitForNodes::Always(true),
             waited: Duration::ZERO,

@@ -39,6 +39,12 @@ container              create     -             elsewhere -                     
 container,init,volume  create     -             optout   -                        r.io/a:1              =                               opted_out
 container,init         create     -             mirror   -                        r.io/a:1              =                               mirror
 container              create     -             own      -                        r.io/a:1              =                               own_platform
+container,init,volume  create     -             owned    -                        r.io/a:1              =                               owner_excluded
+container              create     -             owned    -                        L/r.io/a:1            =                               already_local
+container              create     -             referred -                        r.io/a:1              r.io/a:1                        -
+container              create     -             another  -                        r.io/a:1              r.io/a:1                        -
+container              create     -             ended    -                        r.io/a:1              r.io/a:1                        -
+container              create     -             foreign  -                        r.io/a:1              r.io/a:1                        -
 container              create     -             reverts2 -                        r.io/a:1              r.io/a:1                        -
 container              create     -             reverts3 -                        r.io/a:1              r.io/a:1                        -
 container              create     -             restored -                        r.io/a:1              r.io/a:1                        -
@@ -72,6 +78,7 @@ container              update     -             reverts3 r.io/a:1               
 container              update     -             reverts3 r.io/a:1                 r.io/a:1              =                               -
 container              update     -             another3 L/r.io/a:1               r.io/a:1              was                             kept
 container              update     Always        plain    r.io/a:1                 r.io/a:2              r.io/a:2                        -
+container              update     -             owned    r.io/a:1                 r.io/a:2              =                               owner_excluded
 container,init         update     Never         plain    r.io/a:1                 r.io/a:2              =                               pull_never
 container              update     Never         plain    L/r.io/a:1               r.io/a:1              was                             kept
 container              update     -             optout   L/r.io/a:1               r.io/a:1              =                               opted_out
@@ -104,6 +111,14 @@ fn rules() -> Rules {
         "excluded": [{
             "namespace": "team", "source": "refused.io/a:1", "reason": "Unauthorized", "since": "2026-01-01T00:00:00Z",
         }],
+        "excludedOwners": [
+            {"namespace": "team", "kind": "Cluster", "name": "db",
+             "since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"},
+            {"namespace": "team", "kind": "Cluster", "name": "ended", "ended": true,
+             "since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"},
+            {"namespace": "other", "kind": "Cluster", "name": "elsewhere",
+             "since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"},
+        ],
     }))
     .unwrap();
     Rules::new(Configured::default(), Some(&state))
@@ -116,8 +131,14 @@ fn pod(kind: &str, policy: &str, pod: &str, image: &str) -> Value {
         let text = format!(r#"{{"uid":"{uid}",{rest}}}"#);
         json!({ labels::IMAGE_HISTORY: text, "other": "kept" })
     };
+    let owners = |kind: &str, name: &str, controller: bool| json!([{"kind": "Other", "name": "other"}, {"kind": kind, "name": name, "controller": controller}]);
     match pod {
         "plain" => {}
+        "owned" => metadata["ownerReferences"] = owners("Cluster", "db", true),
+        "referred" => metadata["ownerReferences"] = owners("Cluster", "db", false),
+        "another" => metadata["ownerReferences"] = owners("Cluster", "db2", true),
+        "ended" => metadata["ownerReferences"] = owners("Cluster", "ended", true),
+        "foreign" => metadata["ownerReferences"] = owners("Cluster", "elsewhere", true),
         "elsewhere" => metadata["namespace"] = json!("other"),
         "optout" => metadata["labels"] = json!({ labels::REWRITE: "disabled" }),
         "mirror" => metadata["annotations"] = json!({ "kubernetes.io/config.mirror": "x" }),
@@ -285,4 +306,16 @@ fn an_image_that_is_reverted_every_time_stays_local() {
         expect,
         "without the annotations"
     );
+}
+
+#[test]
+fn the_images_of_excluded_owners_are_announced() {
+    let of = |owner| {
+        let pod = pod("container", "-", owner, "r.io/a:1");
+        let mutation = mutate(&pod, None, Request::Create, &rules());
+        (mutation.rewritten, mutation.images)
+    };
+    let announced = vec![Reference::parse("r.io/a:1").unwrap()];
+    assert_eq!(of("owned"), (0, announced.clone()));
+    assert_eq!(of("another"), (1, announced));
 }

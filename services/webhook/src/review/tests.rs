@@ -243,3 +243,15 @@ fn only_too_many_images_make_a_pod_too_large_to_restore_its_names() {
         assert_eq!(answer["response"]["status"].is_object(), !allowed);
     }
 }
+
+#[test]
+fn the_owners_of_a_pod_are_kept_without_what_no_decision_needs() {
+    let mut request = request("CREATE", "", false);
+    request["object"]["metadata"]["ownerReferences"] = json!([
+        {"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "1"},
+        {"apiVersion": "db.io/v1", "kind": "Cluster", "name": "db", "uid": "2", "controller": true},
+    ]);
+    let subject = Review::parse(&review(request)).unwrap().subject.unwrap();
+    let controller = holdfast_core::workload::controller_of(&subject.pod);
+    assert_eq!(controller, Some(("Cluster", "db", "")));
+}

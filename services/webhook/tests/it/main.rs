@@ -23,8 +23,8 @@ struct Api {
 }
 
 impl Api {
-    /// Serves the lists and watches of ConfigMap `holdfast-state`, and of `holdfast-delivery`, which
-    /// does not exist; accepts Artifacts.
+    /// Serves the lists and watches of ConfigMap `holdfast-state`, and of `holdfast-delivery`,
+    /// which does not exist; accepts Artifacts.
     async fn client(&self, state: Option<Value>) -> kube::Client {
         use warp::Filter as _;
         let items: Vec<Value> = state
