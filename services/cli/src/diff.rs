@@ -3,6 +3,9 @@
 
 mod decide;
 mod fetch;
+mod images;
+mod judge;
+mod nodes;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -12,8 +15,9 @@ use crate::output::{Document, OutputArgs};
 use crate::sort::SortArgs;
 use crate::terminal;
 use crate::watch::WatchArgs;
-use decide::{Judgement, Owner, Verdict};
+use decide::{Image, Judgement, Owner, Verdict};
 pub(crate) use fetch::facts as namespace_facts;
+use judge::Start;
 
 /// Arguments of `diff offline`.
 #[derive(Debug, clap::Args)]
@@ -23,13 +27,13 @@ Examples:
   holdfast diff offline -n shop --show-local
   holdfast diff offline --ignore-uncovered -o json
 
-Every owner is judged by its template and by the images of its running pods (sidecars that others \
-inject), also owners that are scaled to zero or suspended. An image is available if the registry \
-holds it and the pods are rewritten, or if every node that takes pods holds it and its pull policy \
-is not Always. Without the right to list nodes, images that only nodes may hold are not judged. \
-Static pods are left to the kubelet.
+Every owner is judged by its template and by its living pods, also owners that are scaled to zero \
+or suspended. A living pod starts on its node under the name that it has; a new pod on every node \
+that takes pods, under the registry's name if it is rewritten. The registry holds what has a Ready \
+Artifact. Nodes count only as far as their status tells: kubelets from 1.33 on may refuse a listed \
+image, so such an image is not judged. What is not known is never a yes.
 
-Exit status: 0 nothing would be missing, 1 something would be, 2 not everything could be read.")]
+Exit status: 0 every one would start, 1 some would not, 2 not everything is known.")]
 pub struct Args {
     #[command(flatten)]
     namespaces: NamespaceArgs,
@@ -87,13 +91,21 @@ async fn check(args: &Args) -> anyhow::Result<Document> {
         .await
 }
 
-fn label(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Missing => "MISSING",
-        Verdict::NotJudged => "not judged",
-        Verdict::OnNodes => "on nodes",
-        Verdict::NeverPulled => "never pulled",
-        Verdict::Local => "local",
+fn label(image: &Image) -> &'static str {
+    match (image.verdict, image.start) {
+        (Verdict::Missing, _) => "MISSING",
+        (Verdict::NotJudged, _) => "not judged",
+        (Verdict::OnNodes, _) => "on nodes",
+        (Verdict::Local, Start::StartsHealed) => "healed",
+        (Verdict::Local, _) => "local",
+    }
+}
+
+fn reason(image: &Image) -> String {
+    if image.fix.is_empty() {
+        image.why.clone()
+    } else {
+        format!("{} (fix: {})", image.why, image.fix)
     }
 }
 
@@ -109,8 +121,8 @@ fn render(judgement: &Judgement, all: bool) -> String {
                     owner.namespace.clone(),
                     image.image.clone(),
                     image.pull_policy.clone(),
-                    label(image.verdict).to_owned(),
-                    image.why.clone(),
+                    label(image).to_owned(),
+                    reason(image),
                 ]
             })
             .collect()
@@ -132,11 +144,10 @@ fn render(judgement: &Judgement, all: bool) -> String {
     let owners = terminal::count(judgement.owners.len() as u64, "owner", "owners");
     writeln!(
         text,
-        "{owners}: {} ({} images local, {} on nodes, {} never pulled, {} missing, {} not judged)",
+        "{owners}: {} ({} images local, {} on nodes, {} missing, {} not judged)",
         summary(&judgement.owners),
         count(Verdict::Local),
         count(Verdict::OnNodes),
-        count(Verdict::NeverPulled),
         count(Verdict::Missing),
         count(Verdict::NotJudged),
     )

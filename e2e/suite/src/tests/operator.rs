@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kube::{self, images};
 use crate::objects::Pod;
@@ -168,7 +168,35 @@ pub(super) fn diff_offline_says_what_would_not_start(world: &mut World) -> Resul
         .run(&["delete", "pod", "-n", &test.name, "-l", "app=app"])
         .and_then(|_| site.kube.wait_ready(&test.name, "app=app", 1, START));
     site.private.heal()?;
-    started.map(drop)
+    started?;
+    nodes_hold_it_under_the_other_name(site, &program)
+}
+
+/// Every node holds an image under the upstream's name, and the registry does not: new pods are
+/// rewritten to a name that nothing holds. The answer must not be a yes.
+fn nodes_hold_it_under_the_other_name(site: &Site, program: &PathBuf) -> Result<()> {
+    let image = site.push(&site.plain, "diff/nodes", 1, 1 << 16)?;
+    let out = site.labelled_namespace(&json!({"holdfast.dev/rewrite": "disabled"}))?;
+    let pod = Pod::new("nodes", &image.reference);
+    site.kube.apply(&[pod.daemon_set(&out.name)])?;
+    let nodes = site.workers()?.len();
+    site.kube.wait_ready(&out.name, "app=nodes", nodes, START)?;
+    site.plain.down()?;
+    let test = site.namespace()?;
+    let judged = site
+        .kube
+        .apply(&[pod.deployment(&test.name, 1)])
+        .and_then(|_| holdfast(site, program, &["diff", "offline", "-n", &test.name]))
+        .and_then(|answer| answer.expect(1));
+    site.plain.heal()?;
+    let answer = judged?;
+    let image = &answer.json["owners"][0]["images"][0];
+    ensure!(
+        image["verdict"] == "missing" && image["fix"].is_string(),
+        "{}",
+        answer.text
+    );
+    Ok(())
 }
 
 pub(super) fn restore_gives_pods_their_originals_and_leaves_owners_as_they_are(

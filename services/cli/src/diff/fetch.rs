@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use holdfast_api::Artifact;
 use holdfast_api::access::ImageAccess;
+use holdfast_api::delivery::Delivery;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_cluster_model::{NamespaceFacts, Scope};
 use holdfast_core::workload::{KINDS, text};
@@ -70,6 +71,9 @@ pub(super) async fn fetch(
     let access = ImageAccess::new(config.values.access.is_by_namespace(), listed);
     Ok(Inventory {
         access,
+        delivery: delivery(client, release).await?,
+        healing: config.values.controller.healing,
+        failure_policy: config.values.webhook.failure_policy,
         objects,
         namespaces,
         artifacts: artifacts
@@ -83,6 +87,22 @@ pub(super) async fn fetch(
         scope,
         not_judged,
     })
+}
+
+/// What the controller knows of nodes; `None` where it has not said it or the caller may not read
+/// it.
+async fn delivery(client: &Client, release: &Release) -> anyhow::Result<Option<Delivery>> {
+    let path = cluster::core("configmaps").path(Some(&release.names.namespace));
+    let path = format!("{path}/{}", release.names.delivery());
+    match cluster::get(client, &path).await {
+        Ok(Some(map)) => {
+            let map = serde_json::from_value(map)?;
+            Ok(Some(Delivery::of(&map)))
+        }
+        Ok(None) => Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The nodes; `None` where they may not be listed.

@@ -2,7 +2,9 @@
 
 use super::*;
 use holdfast_api::access::AccessList;
-use holdfast_config::Config;
+use holdfast_api::delivery::DeliveryState;
+use holdfast_api::labels;
+use holdfast_config::{Config, HealingMode};
 use serde_json::json;
 
 fn scope() -> Scope {
@@ -27,11 +29,17 @@ fn artifact(source: &str, reason: &str) -> Artifact {
     .unwrap()
 }
 
+/// A node whose kubelet keeps no pull records.
 fn node(name: &str, images: &[&str]) -> Value {
     json!({
         "metadata": {"name": name},
         "status": {
             "conditions": [{"type": "Ready", "status": "True"}],
+            "nodeInfo": {
+                "kubeletVersion": "v1.32.4", "architecture": "amd64", "bootID": "",
+                "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "",
+                "machineID": "", "operatingSystem": "linux", "osImage": "", "systemUUID": "",
+            },
             "images": [{"names": images}],
         },
     })
@@ -73,6 +81,9 @@ fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
         not_rewriting: None,
         excluded: BTreeMap::new(),
         access: ImageAccess::Every,
+        delivery: Some(Delivery::default()),
+        healing: HealingValues::default(),
+        failure_policy: FailurePolicy::Ignore,
         scope: scope(),
         not_judged: Vec::new(),
     }
@@ -120,13 +131,13 @@ fn check(image: &str, policy: Option<&str>, expect: Verdict, why: &str) {
 // SPEC 12
 #[test]
 fn an_image_is_there_when_the_registry_or_every_node_holds_it() {
-    use Verdict::{Local, Missing, NeverPulled, OnNodes};
+    use Verdict::{Local, Missing, NotJudged};
     let some = Some("IfNotPresent");
     check("r.io/local:1", some, Local, "");
     check("r.io/local:1", Some("Always"), Local, "");
     check("r.io/local", None, Local, "");
     check("10.96.0.50/r.io/local:1", some, Local, "");
-    check("10.96.0.50/pushed/app:1", some, Local, "");
+    check("10.96.0.50/pushed/app:1", some, NotJudged, "pushed image");
     check(
         "10.96.0.50/r.io/refused:1",
         some,
@@ -136,8 +147,9 @@ fn an_image_is_there_when_the_registry_or_every_node_holds_it() {
     check("r.io/refused:1", some, Missing, "Unauthorized: so it is");
     check("r.io/unknown:1", some, Missing, "no Artifact");
     check("not valid", some, Missing, "cannot be read");
-    check("r.io/unknown:1", Some("Never"), NeverPulled, "");
-    check("r.io/everywhere:1", some, OnNodes, "");
+    check("r.io/unknown:1", Some("Never"), Missing, "policy is Never");
+    // Its pods are rewritten, to a name that no node and no registry holds.
+    check("r.io/everywhere:1", some, Missing, "no Artifact");
     check("r.io/everywhere:1", Some("Always"), Missing, "no Artifact");
     check("r.io/here:1", some, Missing, "no Artifact");
     check("other.example/app:1", some, Missing, "leaves it out");
@@ -310,18 +322,12 @@ fn windows_pods_are_not_judged() {
 }
 
 #[test]
-fn what_has_ended_and_what_the_kubelet_starts_by_itself_is_not_judged() {
+fn what_has_ended_is_not_judged() {
     let (_, mut finished) = pod("done", &spec("r.io/unknown:1", None));
     finished["status"] = json!({"phase": "Succeeded"});
-    let (_, mut mirror) = pod("static", &spec("r.io/unknown:1", None));
-    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
     let (_, mut job) = deployment("shop", "job", &spec("r.io/unknown:1", None));
     job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
-    let answer = decide(&cluster(vec![
-        ("Pod", finished),
-        ("Pod", mirror),
-        ("Job", job),
-    ]));
+    let answer = decide(&cluster(vec![("Pod", finished), ("Job", job)]));
     assert!(answer.owners.is_empty(), "{answer:?}");
     assert_eq!(answer.answer(false), Answer::Yes);
 }
@@ -346,7 +352,7 @@ fn what_could_not_be_seen_is_no_success() {
 
 #[test]
 fn without_the_nodes_only_what_they_cannot_change_is_judged() {
-    use Verdict::{Local, Missing, NeverPulled, NotJudged};
+    use Verdict::{Local, Missing, NotJudged};
     let some = Some("IfNotPresent");
     for (image, policy, verdict, answer) in [
         ("r.io/local:1", some, Local, Answer::Yes),
@@ -354,7 +360,12 @@ fn without_the_nodes_only_what_they_cannot_change_is_judged() {
         ("r.io/refused:1", some, NotJudged, Answer::Unknown),
         ("other.example/app:1", some, NotJudged, Answer::Unknown),
         ("r.io/everywhere:1", Some("Always"), Missing, Answer::No),
-        ("r.io/everywhere:1", Some("Never"), NeverPulled, Answer::Yes),
+        (
+            "r.io/everywhere:1",
+            Some("Never"),
+            NotJudged,
+            Answer::Unknown,
+        ),
     ] {
         let owner = deployment("shop", "web", &spec(image, policy));
         let mut inventory = cluster(vec![owner]);
@@ -372,4 +383,161 @@ fn without_the_nodes_only_what_they_cannot_change_is_judged() {
     let judgement = decide(&inventory);
     assert_eq!(judgement.answer(false), Answer::Unknown);
     assert_eq!(judgement.answer(true), Answer::Yes, "it is not covered");
+}
+
+/// A stored pod of `shop` on a node.
+fn bound(image: &str, node: &str) -> Value {
+    let mut spec = spec(image, Some("IfNotPresent"));
+    spec["nodeName"] = json!(node);
+    pod("bound", &spec).1
+}
+
+/// The one image of the one owner.
+fn only(inventory: &Inventory) -> Image {
+    let mut judgement = decide(inventory);
+    let mut owner = judgement.owners.pop().unwrap();
+    assert!(
+        judgement.owners.is_empty() && owner.images.len() == 1,
+        "{owner:?}"
+    );
+    owner.images.pop().unwrap()
+}
+
+#[test]
+fn static_pods_are_judged_by_their_node_alone() {
+    for (node, expect) in [("one", Start::Starts), ("two", Start::WouldNot)] {
+        let mut object = bound("r.io/here:1", node);
+        object["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+        object["metadata"]["ownerReferences"] =
+            json!([{"kind": "Node", "name": node, "uid": "n", "controller": true}]);
+        let inventory = cluster(vec![("Pod", object)]);
+        assert_eq!(decide(&inventory).owners[0].kind, "Pod");
+        let image = only(&inventory);
+        assert_eq!((image.start, image.covered), (expect, false), "{image:?}");
+    }
+}
+
+#[test]
+fn a_rewritten_pod_starts_where_its_node_has_the_local_name() {
+    let local = "10.96.0.50/r.io/unknown:1";
+    let mut inventory = cluster(vec![("Pod", bound(local, "one"))]);
+    assert_eq!(only(&inventory).start, Start::WouldNot);
+    inventory.nodes = Some(vec![node("one", &[local]), node("two", &[])]);
+    let image = only(&inventory);
+    assert_eq!(
+        (image.start, image.verdict),
+        (Start::Starts, Verdict::OnNodes)
+    );
+}
+
+#[test]
+fn a_node_with_pull_records_is_never_a_yes() {
+    let mut new = node("one", &["r.io/here:1"]);
+    new["status"]["nodeInfo"]["kubeletVersion"] = json!("v1.36.3");
+    let mut inventory = cluster(vec![("Pod", bound("r.io/here:1", "one"))]);
+    inventory.nodes = Some(vec![new]);
+    let image = only(&inventory);
+    assert_eq!(
+        (image.start, image.verdict),
+        (Start::Unknown, Verdict::NotJudged)
+    );
+    assert!(image.why.contains("pull records"), "{image:?}");
+    assert_eq!(image.candidates.unknown, ["one"]);
+    // New pods have the other name, of which the node has nothing.
+    let owner = deployment("shop", "web", &spec("r.io/here:1", Some("IfNotPresent")));
+    inventory.objects = cluster(vec![owner]).objects;
+    assert_eq!(only(&inventory).start, Start::WouldNot);
+}
+
+#[test]
+fn a_pod_with_its_original_starts_after_healing_if_healing_may_change_it() {
+    let healed = || cluster(vec![("Pod", bound("r.io/local:1", "one"))]);
+    let image = only(&healed());
+    assert_eq!(
+        (image.start, image.verdict),
+        (Start::StartsHealed, Verdict::Local)
+    );
+    assert!(image.why.contains("healing"), "{image:?}");
+    let mut off = healed();
+    off.healing.mode = HealingMode::None;
+    assert_eq!(only(&off).start, Start::WouldNot);
+    let mut unprepared = healed();
+    unprepared.delivery = Some(Delivery {
+        state: DeliveryState {
+            unprepared: vec!["one".to_owned()],
+            ..DeliveryState::default()
+        },
+        ..Delivery::default()
+    });
+    assert_eq!(only(&unprepared).start, Start::WouldNot);
+    let mut volume = bound("r.io/local:1", "one");
+    volume["spec"]["containers"] = json!([]);
+    volume["spec"]["volumes"] = json!([{"name": "v", "image": {"reference": "r.io/local:1"}}]);
+    let bare = cluster(vec![("Pod", volume.clone())]);
+    assert_eq!(only(&bare).start, Start::WouldNot);
+    // Its owner makes a new pod after an eviction, if budgets and limits allow that.
+    volume["metadata"]["ownerReferences"] = owned("PodSet", "web");
+    let image = only(&cluster(vec![("Pod", volume)]));
+    assert_eq!(image.start, Start::Unknown);
+    assert!(image.why.contains("may not evict"), "{image:?}");
+}
+
+#[test]
+fn an_image_volume_of_a_new_pod_needs_the_webhook() {
+    let volume = json!({"volumes": [{"name": "v", "image": {"reference": "r.io/local:1"}}]});
+    let mut inventory = cluster(vec![deployment("shop", "web", &volume)]);
+    let image = only(&inventory);
+    assert_eq!(image.start, Start::Unknown);
+    assert!(image.why.contains("webhook does not answer"), "{image:?}");
+    inventory.failure_policy = FailurePolicy::Fail;
+    assert_eq!(only(&inventory).start, Start::Starts);
+}
+
+#[test]
+fn an_opted_out_image_starts_on_the_nodes_that_hold_it() {
+    let some = Some("IfNotPresent");
+    let on = |image: &str| cluster(vec![deployment("out", "web", &spec(image, some))]);
+    assert_eq!(only(&on("r.io/everywhere:1")).verdict, Verdict::OnNodes);
+    let image = only(&on("r.io/here:1"));
+    assert_eq!(
+        (image.start, image.verdict),
+        (Start::OnlyOn, Verdict::Missing)
+    );
+    assert_eq!(image.candidates.starts, ["one"]);
+    assert!(image.why.ends_with("it starts on one only"), "{image:?}");
+    assert!(!image.fix.is_empty());
+    // The pods of a DaemonSet also run on cordoned nodes.
+    let mut cordoned = on("r.io/here:1");
+    cordoned.nodes.as_mut().unwrap()[1]["spec"] = json!({"unschedulable": true});
+    assert_eq!(only(&cordoned).start, Start::Starts);
+    let set = cordoned.objects.remove("Deployment").unwrap();
+    cordoned.objects.insert("DaemonSet", set);
+    assert_eq!(only(&cordoned).start, Start::OnlyOn);
+}
+
+#[test]
+fn a_pushed_image_is_there_once_a_pod_started_from_it() {
+    let pushed = "10.96.0.50/pushed/app:1";
+    let mut running = bound(pushed, "two");
+    assert_eq!(
+        only(&cluster(vec![("Pod", running.clone())])).start,
+        Start::Unknown
+    );
+    running["status"] = json!({"containerStatuses": [{"name": "c", "imageID": "sha256:a"}]});
+    let image = only(&cluster(vec![("Pod", running)]));
+    assert_eq!(
+        (image.start, image.verdict),
+        (Start::Starts, Verdict::Local)
+    );
+}
+
+#[test]
+fn an_owner_is_as_well_off_as_the_worst_of_its_pods() {
+    let mut old = bound("r.io/local:1", "one");
+    old["metadata"]["ownerReferences"] = owned("Deployment", "web");
+    let template = spec("r.io/local:1", Some("IfNotPresent"));
+    let mut inventory = cluster(vec![deployment("shop", "web", &template), ("Pod", old)]);
+    assert_eq!(only(&inventory).start, Start::StartsHealed);
+    inventory.objects.remove("Pod");
+    assert_eq!(only(&inventory).start, Start::Starts);
 }
