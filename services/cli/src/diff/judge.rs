@@ -207,23 +207,44 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_verdict_follows_from_the_levels_on_the_candidates() {
-        use Start::{OnlyOn, Starts, StartsHealed, WouldNot};
-        let on = |original, local, prepared| vec![candidate("a", original, local, prepared)];
-        let bare = || on(No, No, Yes);
-        let always = |case: Case| Case {
+    fn on(original: Known, local: Known, prepared: Known) -> Vec<Candidate> {
+        vec![candidate("a", original, local, prepared)]
+    }
+
+    fn bare() -> Vec<Candidate> {
+        on(No, No, Yes)
+    }
+
+    fn always(case: Case) -> Case {
+        Case {
             policy: PullPolicy::Always,
             ..case
-        };
-        let never = |case: Case| Case {
+        }
+    }
+
+    fn never(case: Case) -> Case {
+        Case {
             policy: PullPolicy::Never,
             ..case
-        };
-        let fixed = |case: Case| Case {
+        }
+    }
+
+    fn fixed(case: Case) -> Case {
+        Case {
             healing: Healing::None,
             ..case
-        };
+        }
+    }
+
+    fn check<const ROWS: usize>(table: [(&str, Case, Start); ROWS]) {
+        for (name, case, expect) in table {
+            assert_eq!(case.judge().0, expect, "{name}: {case:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_with_the_original_starts_from_its_node_or_after_healing() {
+        use Start::{Starts, StartsHealed, WouldNot};
         let table = [
             ("original on the node", case(on(Yes, No, No)), Starts),
             ("original on no node", case(bare()), WouldNot),
@@ -258,6 +279,21 @@ mod tests {
                 always(held(on(Yes, No, Yes))),
                 StartsHealed,
             ),
+            ("Never on the node", never(case(on(Yes, No, No))), Starts),
+            ("Never, not on it", fixed(never(held(bare()))), WouldNot),
+            (
+                "Never, unknown",
+                fixed(never(held(on(Unknown, No, Yes)))),
+                Start::Unknown,
+            ),
+        ];
+        check(table);
+    }
+
+    #[test]
+    fn a_rewritten_pod_starts_under_the_local_name_only() {
+        use Start::{Starts, WouldNot};
+        let table = [
             // The fault that this rule ends: nodes have the image under the other name only.
             (
                 "rewritten, original on nodes",
@@ -290,13 +326,14 @@ mod tests {
                 local(held(on(No, No, Unknown))),
                 Start::Unknown,
             ),
-            ("Never on the node", never(case(on(Yes, No, No))), Starts),
-            ("Never, not on it", fixed(never(held(bare()))), WouldNot),
-            (
-                "Never, unknown",
-                fixed(never(held(on(Unknown, No, Yes)))),
-                Start::Unknown,
-            ),
+        ];
+        check(table);
+    }
+
+    #[test]
+    fn an_image_must_start_on_each_candidate() {
+        use Start::{OnlyOn, StartsHealed, WouldNot};
+        let table = [
             (
                 "only one of two",
                 case(vec![
@@ -322,9 +359,7 @@ mod tests {
                 StartsHealed,
             ),
         ];
-        for (name, case, expect) in table {
-            assert_eq!(case.judge().0, expect, "{name}: {case:?}");
-        }
+        check(table);
     }
 
     #[test]
