@@ -34,6 +34,8 @@ pub(super) struct Inventory {
     pub(super) not_rewriting: Option<String>,
     /// Namespaces whose pods keep their images, by who refuses the registry's references there.
     pub(super) excluded: BTreeMap<String, String>,
+    /// Owners that compare images, so that their pods keep them: namespace, kind and name.
+    pub(super) excluded_owners: BTreeSet<Key>,
     /// Which images pods may have from the registry.
     pub(super) access: ImageAccess,
     /// What the controller knows of nodes; `None` where it said nothing.
@@ -151,6 +153,17 @@ pub(super) fn decide(inventory: &Inventory) -> Judgement {
         .filter(|(_, pod)| is_stored(pod))
         .map(|(key, _)| key.clone())
         .collect();
+    let is_excluded = |(key, pod): &&(Key, Value)| {
+        let above = controller_of(pod)
+            .map(|(kind, name, _)| (key.0.clone(), kind.to_owned(), name.to_owned()));
+        let excluded = &inventory.excluded_owners;
+        excluded.contains(key) || above.is_some_and(|above| excluded.contains(&above))
+    };
+    let excluded: BTreeSet<Key> = pods
+        .iter()
+        .filter(is_excluded)
+        .map(|(key, _)| key.clone())
+        .collect();
     let mut owners: BTreeMap<Key, Vec<Image>> = BTreeMap::new();
     for (key, pod) in pods {
         let found = judge.of_unit(&Unit {
@@ -159,6 +172,7 @@ pub(super) fn decide(inventory: &Inventory) -> Judgement {
             stored: is_stored(&pod),
             has_pods: alive.contains(&key),
             is_daemon: key.1 == "DaemonSet",
+            is_excluded: excluded.contains(&key),
         });
         let images = owners.entry(key).or_default();
         for image in found {
@@ -186,7 +200,7 @@ pub(super) fn decide(inventory: &Inventory) -> Judgement {
 }
 
 /// Namespace, kind and name of an owner.
-type Key = (String, String, String);
+pub(super) type Key = (String, String, String);
 
 /// Whether a pod exists; else it is one that a template would become.
 fn is_stored(pod: &Value) -> bool {

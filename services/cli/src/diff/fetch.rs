@@ -67,6 +67,17 @@ pub(super) async fn fetch(
         .filter(|entry| entry.source == EVERY_SOURCE)
         .map(|entry| (entry.namespace.clone(), entry.reason.clone()))
         .collect();
+    let owners = state.iter().flat_map(|state| &state.excluded_owners);
+    let excluded_owners = owners
+        .filter(|owner| !owner.ended)
+        .map(|owner| {
+            (
+                owner.namespace.clone(),
+                owner.kind.clone(),
+                owner.name.clone(),
+            )
+        })
+        .collect();
     let listed = state.as_ref().and_then(|state| state.access.as_ref());
     let access = ImageAccess::new(config.values.access.is_by_namespace(), listed);
     Ok(Inventory {
@@ -84,6 +95,7 @@ pub(super) async fn fetch(
         addresses: cluster::addresses(state.as_ref()),
         not_rewriting,
         excluded,
+        excluded_owners,
         scope,
         not_judged,
     })

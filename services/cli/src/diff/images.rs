@@ -23,6 +23,8 @@ use crate::artifact_status::{CopyStatus, copy_status};
 
 /// Why pods of a namespace are not sent to the registry for an image.
 const PRIVATE: &str = "it is not known that their namespace may have it (access.privateImages)";
+/// Why pods of an owner are not sent to the registry.
+const COMPARES: &str = "their owner deletes pods with other images than its own";
 /// What to do about an image that Holdfast leaves to its upstream.
 const FIX_EXCLUDED: &str = "let Holdfast rewrite its pods, or load the image on every node under \
                             this name";
@@ -39,6 +41,8 @@ pub(super) struct Unit<'a> {
     pub(super) has_pods: bool,
     /// Whether it runs on cordoned nodes, too.
     pub(super) is_daemon: bool,
+    /// Whether its pods keep their images, because its owner compares them.
+    pub(super) is_excluded: bool,
 }
 
 /// What is known of images.
@@ -449,6 +453,7 @@ impl<'a> Images<'a> {
             .not_rewriting
             .clone()
             .or(refused)
+            .or_else(|| unit.is_excluded.then(|| COMPARES.to_owned()))
             .or_else(|| is_private.then(|| PRIVATE.to_owned()))
     }
 

@@ -80,6 +80,7 @@ fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
         addresses: vec!["10.96.0.50".to_owned()],
         not_rewriting: None,
         excluded: BTreeMap::new(),
+        excluded_owners: BTreeSet::new(),
         access: ImageAccess::Every,
         delivery: Some(Delivery::default()),
         healing: HealingValues::default(),
@@ -185,6 +186,27 @@ fn what_a_policy_keeps_from_the_registry_is_missing_though_it_is_local() {
     assert_eq!(image.verdict, Verdict::Missing);
     assert!(image.why.contains(&by), "{image:?}");
     assert_eq!(answer.answer(true), Answer::No);
+}
+
+#[test]
+fn pods_of_an_owner_that_compares_images_keep_them() {
+    let (_, mut living) = pod("web-1-a", &spec("r.io/local:1", Some("IfNotPresent")));
+    living["metadata"]["ownerReferences"] = owned("ReplicaSet", "web-1");
+    let (kind, mut set) = deployment("shop", "web-1", &spec("r.io/local:1", Some("IfNotPresent")));
+    set["metadata"]["ownerReferences"] = owned("Deployment", "web");
+    let template = spec("r.io/local:1", Some("IfNotPresent"));
+    let objects = vec![
+        (kind, deployment("shop", "web", &template).1),
+        ("ReplicaSet", set),
+        ("Pod", living),
+    ];
+    let mut inventory = cluster(objects);
+    assert_eq!(only(&inventory).verdict, Verdict::Local);
+    let key = |kind: &str, name: &str| ("shop".to_owned(), kind.to_owned(), name.to_owned());
+    inventory.excluded_owners = [key("ReplicaSet", "web-1")].into();
+    let image = only(&inventory);
+    assert_eq!(image.start, Start::WouldNot);
+    assert!(image.why.contains("their owner deletes"), "{image:?}");
 }
 
 #[test]
