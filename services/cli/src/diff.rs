@@ -152,6 +152,7 @@ fn render(judgement: &Judgement, all: bool) -> String {
         count(Verdict::NotJudged),
     )
     .ok();
+    writeln!(text, "basis: {}", judgement.basis).ok();
     text
 }
 

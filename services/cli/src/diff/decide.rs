@@ -118,12 +118,17 @@ impl Owner {
     }
 }
 
+/// What the answer is based on.
+const BASIS: &str = "Artifacts that are Ready, and what the status of nodes lists";
+
 /// What would become of everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Judgement {
     pub(super) owners: Vec<Owner>,
     pub(super) not_judged: Vec<String>,
+    /// What the answer is based on.
+    pub(super) basis: &'static str,
 }
 
 impl Judgement {
@@ -196,6 +201,7 @@ pub(super) fn decide(inventory: &Inventory) -> Judgement {
     Judgement {
         owners,
         not_judged: inventory.not_judged.clone(),
+        basis: BASIS,
     }
 }
 
