@@ -81,9 +81,8 @@ pub enum Answer {
 pub struct SourceSet(Arc<[u64]>);
 
 impl SourceSet {
-    /// Whether the set has this source.
-    pub fn contains(&self, source: &Reference) -> bool {
-        !self.0.is_empty() && self.0.binary_search(&hash(&source.to_string())).is_ok()
+    fn contains(&self, hash: u64) -> bool {
+        self.0.binary_search(&hash).is_ok()
     }
 
     /// The number of sources.
@@ -199,15 +198,18 @@ impl Delivery {
         Some(hosts.get(at.ok()?)?.state)
     }
 
-    /// On which schedulable nodes the original name of a source starts without a pull.
-    pub fn on_nodes(&self, source: &Reference) -> OnNodes {
-        if self.on_all_nodes.contains(source) {
+    /// What the sets say of a source: whether the registry holds it, and on which schedulable nodes
+    /// its original name starts without a pull.
+    pub fn source(&self, source: &Reference) -> (bool, OnNodes) {
+        let hash = hash(&source.to_string());
+        let on_nodes = if self.on_all_nodes.contains(hash) {
             OnNodes::All
-        } else if self.on_some_nodes.contains(source) {
+        } else if self.on_some_nodes.contains(hash) {
             OnNodes::Some
         } else {
             OnNodes::Unknown
-        }
+        };
+        (self.held.contains(hash), on_nodes)
     }
 
     /// Whether a node's own configuration names the host.
@@ -219,10 +221,6 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn source(text: &str) -> Reference {
-        Reference::parse(text).unwrap()
-    }
 
     fn delivery() -> Delivery {
         let host = |host: &str, state, second| HostState {
@@ -258,11 +256,15 @@ mod tests {
         };
         let read = Delivery::of(&object);
         assert_eq!(read, written);
-        assert!(read.held.contains(&source("nginx:1")));
-        assert!(!read.held.contains(&source("nginx:2")));
-        assert_eq!(read.on_nodes(&source("a.example/app:1")), OnNodes::All);
-        assert_eq!(read.on_nodes(&source("a.example/app:2")), OnNodes::Some);
-        assert_eq!(read.on_nodes(&source("a.example/app:3")), OnNodes::Unknown);
+        for (text, expect) in [
+            ("nginx:1", (true, OnNodes::Unknown)),
+            ("nginx:2", (false, OnNodes::Unknown)),
+            ("a.example/app:1", (true, OnNodes::All)),
+            ("a.example/app:2", (false, OnNodes::Some)),
+        ] {
+            let source = Reference::parse(text).unwrap();
+            assert_eq!(read.source(&source), expect, "{text}");
+        }
         assert!(read.is_foreign("mirror.example") && !read.is_foreign("a.example"));
         assert_eq!(Delivery::of(&ConfigMap::default()), Delivery::default());
     }

@@ -166,14 +166,9 @@ impl State {
             (PullPolicy::IfNotPresent, _) => None,
         }
     }
-
-    /// Whether the kind cannot change in a stored pod.
-    const fn is_fixed(&self) -> bool {
-        matches!(self.kind, Kind::Ephemeral | Kind::Volume)
-    }
 }
 
-/// Why [`choose`] chose. The label of the metric of choices.
+/// Why [`choose`] chose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// The policy is `Never`: kept.
@@ -182,8 +177,6 @@ pub enum Rule {
     Protected,
     /// The text may be a placeholder, and the local name is not sure: kept.
     Placeholder,
-    /// The image cannot change later, and the local name is not expected to start: kept.
-    Fixed,
     /// The local name is sure: local.
     Held,
     /// The local name needs a copy, and nodes have the original: kept.
@@ -197,31 +190,13 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The label in metrics.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Never => "never",
-            Self::Protected => "protected",
-            Self::Placeholder => "placeholder",
-            Self::Fixed => "fixed",
-            Self::Held => "held",
-            Self::OnNodes => "on_nodes",
-            Self::Expected => "expected",
-            Self::Unknown => "unknown",
-            Self::NotBetter => "not_better",
-        }
-    }
-
     /// The name that follows from the rule.
     pub const fn name(self) -> Name {
         match self {
             Self::Held | Self::Expected | Self::Unknown => Name::Local,
-            Self::Never
-            | Self::Protected
-            | Self::Placeholder
-            | Self::Fixed
-            | Self::OnNodes
-            | Self::NotBetter => Name::Original,
+            Self::Never | Self::Protected | Self::Placeholder | Self::OnNodes | Self::NotBetter => {
+                Name::Original
+            }
         }
     }
 }
@@ -236,8 +211,6 @@ pub fn choose(state: &State) -> Rule {
         Rule::Protected
     } else if state.placeholder && local < Level::Sure {
         Rule::Placeholder
-    } else if state.is_fixed() && local < Level::Expected {
-        Rule::Fixed
     } else if local == Level::Sure {
         Rule::Held
     } else if local == Level::Expected && matches!(original, OnNodes::All | OnNodes::Some) {

@@ -10,6 +10,7 @@
 
 pub mod announce;
 pub mod bodies;
+mod choice;
 pub mod metrics;
 pub mod mutate;
 pub mod review;

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
+use holdfast_core::delivery::{self, Rule};
 use holdfast_core::meaning::{self, Meaning, meaning};
 use holdfast_core::pod::{self, Kind, PodImage};
 use holdfast_core::{Reference, rewrite};
@@ -17,6 +18,7 @@ use json_patch::{AddOperation, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value, json};
 
 use self::stored::Stored;
+use crate::choice;
 use crate::rules::Rules;
 
 mod stored;
@@ -74,6 +76,12 @@ pub enum SkipReason {
     TooLong,
     /// A bare word that another webhook replaces by an image.
     Placeholder,
+    /// The pods that keep the original name would lose the image.
+    Protected,
+    /// Nodes have the image under its original name, and the registry has no copy yet.
+    OnNodes,
+    /// The local name is less likely to start than the original.
+    NotBetter,
     /// The registry cannot copy the image from its upstream, but nodes may be able to pull it.
     Unfillable,
     /// A policy of the namespace refuses the registry's references.
@@ -87,6 +95,18 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
+    /// Why the original name is chosen; `None` for the local name.
+    fn of(rule: Rule) -> Option<Self> {
+        match rule {
+            Rule::Never => Some(Self::PullNever),
+            Rule::Protected => Some(Self::Protected),
+            Rule::Placeholder => Some(Self::Placeholder),
+            Rule::OnNodes => Some(Self::OnNodes),
+            Rule::NotBetter => Some(Self::NotBetter),
+            Rule::Held | Rule::Expected | Rule::Unknown => None,
+        }
+    }
+
     /// The label in metrics.
     pub fn label(self) -> &'static str {
         match self {
@@ -101,6 +121,9 @@ impl SkipReason {
             Self::Malformed => "malformed",
             Self::TooLong => "too_long",
             Self::Placeholder => "placeholder",
+            Self::Protected => "protected",
+            Self::OnNodes => "on_nodes",
+            Self::NotBetter => "not_better",
             Self::Unfillable => "unfillable",
             Self::Refused => "refused",
             Self::OwnerExcluded => "owner_excluded",
@@ -262,6 +285,7 @@ fn decide_all(
         namespace: namespace.unwrap_or_default(),
         restored: stored.map(Stored::restored),
         owner_excluded: rules.excludes_owner(namespace.unwrap_or_default(), pod),
+        prepared: choice::can_pull(pod, &rules.delivery),
     };
     let known_originals = pod::annotated_originals(pod);
     let mut originals = Map::new();
@@ -336,6 +360,8 @@ struct Criteria<'a> {
     restored: Option<&'a BTreeSet<String>>,
     /// Whether the owner of the pod is excluded.
     owner_excluded: bool,
+    /// Whether the nodes where the pod may run can pull from the registry.
+    prepared: bool,
 }
 
 enum Decision {
@@ -381,7 +407,7 @@ fn decide(
     if image.pull_policy.as_deref() == Some("Never") {
         return skip(SkipReason::PullNever, None);
     }
-    let waits = rules.leaves_to_another_webhook(&meant);
+    let is_placeholder = meant.is_reserved_word();
     let repaired = meant.is_repaired();
     let (original, written) = match meant {
         Meaning::Unreadable(_) => return skip(SkipReason::Malformed, None),
@@ -404,9 +430,6 @@ fn decide(
             (reference, written)
         }
     };
-    if waits {
-        return skip(SkipReason::Placeholder, None);
-    }
     if !rules.upstreams.include(original.host()) {
         return skip(SkipReason::OtherSource, None);
     }
@@ -415,6 +438,12 @@ fn decide(
     };
     if let Some(reason) = excluded(&original, criteria) {
         return skip(reason, Some(original));
+    }
+    let known = &rules.delivery;
+    let state = choice::state(image, &original, is_placeholder, criteria.prepared, known);
+    if let Some(reason) = SkipReason::of(delivery::choose(&state)) {
+        // A placeholder is no image yet.
+        return skip(reason, (!is_placeholder).then_some(original));
     }
     Decision::Rewrite {
         local,
@@ -519,6 +548,8 @@ fn add(path: &str, value: Value) -> Vec<PatchOperation> {
         .collect()
 }
 
+#[cfg(test)]
+mod known;
 #[cfg(test)]
 mod matrix;
 #[cfg(test)]

@@ -9,7 +9,6 @@ use holdfast_api::delivery::Delivery;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE, Exclusion, OwnerExclusion};
 use holdfast_config::Values;
 use holdfast_core::UpstreamFilter;
-use holdfast_core::meaning::Meaning;
 use holdfast_core::workload;
 use holdfast_core::{Host, Reference};
 use serde_json::Value;
@@ -115,16 +114,6 @@ impl Rules {
             let is_it = |(of_kind, of_name): &(String, String)| of_kind == kind && of_name == name;
             owners.iter().any(is_it)
         })
-    }
-
-    /// Whether a bare word is left as it is, because another webhook may replace it by an image
-    /// and would not find its own word any more. The API server then calls again
-    /// (`reinvocationPolicy: IfNeeded`) with the image.
-    ///
-    /// The only place that decides this. Without knowledge of what the registry holds, only words
-    /// count that other webhooks are known to use; every other word is a short name of Docker Hub.
-    pub fn leaves_to_another_webhook(&self, meaning: &Meaning) -> bool {
-        meaning.is_reserved_word()
     }
 }
 

@@ -178,7 +178,7 @@ fn each_rule_of_admission_has_its_case() {
                 kind: Kind::Volume,
                 ..UNKNOWN
             },
-            Rule::Fixed,
+            Rule::Unknown,
         ),
         (
             State {

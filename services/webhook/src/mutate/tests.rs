@@ -45,7 +45,11 @@ fn apply(pod: &Value, mutation: &Mutation) -> Value {
 }
 
 pub(super) fn create(pod: &Value) -> Mutation {
-    mutate(pod, None, Request::Create, &rules())
+    create_with(pod, &rules())
+}
+
+pub(super) fn create_with(pod: &Value, rules: &Rules) -> Mutation {
+    mutate(pod, None, Request::Create, rules)
 }
 
 fn annotation(pod: &Value) -> Value {
