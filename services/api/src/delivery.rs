@@ -66,6 +66,9 @@ pub struct HostState {
     pub confirmed: Time,
 }
 
+/// Seconds for which an answer of a host is a reason to change a pod that waits.
+const RECENT_SECONDS: i64 = 600;
+
 /// Whether an upstream answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -196,6 +199,16 @@ impl Delivery {
         let hosts = &self.state.hosts;
         let at = hosts.binary_search_by(|entry| entry.host.as_str().cmp(host));
         Some(hosts.get(at.ok()?)?.state)
+    }
+
+    /// As [`Delivery::answer`], without what was confirmed more than [`RECENT_SECONDS`] before
+    /// `now`, seconds since 1970.
+    pub fn recent_answer(&self, host: &str, now: i64) -> Option<Answer> {
+        let hosts = &self.state.hosts;
+        let at = hosts.binary_search_by(|entry| entry.host.as_str().cmp(host));
+        let entry = hosts.get(at.ok()?)?;
+        let age = now.saturating_sub(entry.confirmed.0.as_second());
+        (age < RECENT_SECONDS).then_some(entry.state)
     }
 
     /// What the sets say of a source: whether the registry holds it, and on which schedulable nodes

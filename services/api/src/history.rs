@@ -1,6 +1,7 @@
 //! What happened to the images of one pod: an annotation on the pod itself, written by the webhook
 //! and the controller, so that every replica and every leader knows the same.
 
+use holdfast_core::delivery::Switches;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +17,9 @@ use crate::labels;
 pub struct ImageHistory {
     /// The UID of the pod that it describes.
     pub uid: String,
-    /// How often the controller set the registry's reference for an image, by `containers/NAME`.
+    /// How often and when the controller changed the name of an image, by `containers/NAME`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub healed: BTreeMap<String, u32>,
+    pub switches: BTreeMap<String, Switches>,
     /// Upstream references that the controller restored because the registry cannot copy them, or
     /// that `holdfast restore` restored.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
@@ -47,9 +48,10 @@ impl ImageHistory {
     /// Merges two histories of one pod, so that replacing a pod's annotations resets no count.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
-        for (key, count) in other.healed {
-            let known = self.healed.entry(key).or_default();
-            *known = (*known).max(count);
+        for (key, switches) in other.switches {
+            let known = self.switches.entry(key).or_default();
+            known.count = known.count.max(switches.count);
+            known.last = known.last.max(switches.last);
         }
         self.restored.extend(other.restored);
         self
@@ -74,7 +76,7 @@ mod tests {
     fn only_the_pods_own_history_counts() {
         let history = ImageHistory {
             uid: "u".to_owned(),
-            healed: [("containers/a".to_owned(), 2)].into(),
+            switches: [("containers/a".to_owned(), Switches { count: 2, last: 7 })].into(),
             restored: ["r.io/a:1".to_owned()].into(),
         };
         assert_eq!(ImageHistory::of(&pod("u", &history.text())), history);
@@ -82,7 +84,7 @@ mod tests {
             ("other", history.text()),
             ("u", "not json".to_owned()),
             ("u", "[]".to_owned()),
-            ("u", r#"{"uid":"u","healed":-1}"#.to_owned()),
+            ("u", r#"{"uid":"u","switches":-1}"#.to_owned()),
             // A count of earlier versions.
             ("u", r#"{"uid":"u","reverts":3}"#.to_owned()),
         ] {
@@ -103,19 +105,31 @@ mod tests {
     fn what_is_unsaid_is_not_written() {
         let least = ImageHistory {
             uid: "u".to_owned(),
-            healed: [("containers/a".to_owned(), 1)].into(),
+            switches: [("containers/a".to_owned(), Switches { count: 1, last: 7 })].into(),
             ..ImageHistory::default()
         };
-        assert_eq!(least.text(), r#"{"uid":"u","healed":{"containers/a":1}}"#);
+        assert_eq!(
+            least.text(),
+            r#"{"uid":"u","switches":{"containers/a":{"count":1,"last":7}}}"#
+        );
     }
 
     #[test]
     fn two_histories_of_a_pod_add_up_to_the_greater() {
-        let history = |healed: &[(&str, u32)], restored: &[&str]| ImageHistory {
+        let history = |switches: &[(&str, u32)], restored: &[&str]| ImageHistory {
             uid: "u".to_owned(),
-            healed: healed
+            switches: switches
                 .iter()
-                .map(|(key, count)| ((*key).to_owned(), *count))
+                .map(|(key, count)| {
+                    let last = i64::from(*count);
+                    (
+                        (*key).to_owned(),
+                        Switches {
+                            count: *count,
+                            last,
+                        },
+                    )
+                })
                 .collect(),
             restored: restored.iter().map(|&text| text.to_owned()).collect(),
         };

@@ -4,14 +4,16 @@
 use crate::owner::Owner;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
+use holdfast_core::delivery::PullPolicy;
+use holdfast_core::kubelet::Credentials;
 use holdfast_core::pod::{self, Kind, PodImage};
 use holdfast_core::{meaning, workload};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// Reasons by which a container waits for an image that cannot be pulled.
-const STUCK: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
+/// Reasons by which a container waits for an image that cannot be pulled, or that must not be.
+const STUCK: [&str; 3] = ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull"];
 /// Reasons of a container that waits before its start.
 const BEFORE: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
@@ -26,6 +28,10 @@ pub struct StuckPod {
     pub owner: Option<Owner>,
     /// Whether the webhook would rewrite it now.
     pub wanted: bool,
+    /// The node to which it is bound.
+    pub node: Option<String>,
+    /// What it brings to use private images of its node.
+    pub credentials: Credentials,
     /// Its images of upstreams.
     pub images: Vec<Image>,
     /// What happened to its images so far.
@@ -51,8 +57,8 @@ pub struct Image {
     pub rewritten: bool,
     /// Whether it is pulled from this cluster's registry.
     pub local: bool,
-    /// Whether a changed reference would ever be pulled.
-    pub pulls: bool,
+    /// The pull policy.
+    pub policy: PullPolicy,
     /// The progress of its container.
     pub progress: Progress,
 }
@@ -107,7 +113,7 @@ pub fn stuck_pod(
             pointer: found.image.pointer,
             written: found.image.image,
             source,
-            pulls: found.image.pull_policy.as_deref() != Some("Never"),
+            policy: PullPolicy::of(found.image.pull_policy.as_deref()),
             name: found.image.name,
         })
         .collect();
@@ -128,6 +134,12 @@ pub fn stuck_pod(
             .map_or(0, Timestamp::as_second),
         owner: Owner::above(document),
         wanted,
+        node: text("/spec/nodeName").map(str::to_owned),
+        credentials: Credentials {
+            namespace: text("/metadata/namespace").unwrap_or_default().to_owned(),
+            pull_secrets: pod::pull_secret_names(document).into_iter().collect(),
+            service_account: pod::service_account_name(document).to_owned(),
+        },
         images,
         history,
     })

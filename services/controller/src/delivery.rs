@@ -14,6 +14,7 @@ use holdfast_runtime::supervise::Heartbeat;
 use hosts::Hosts;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use unprepared::PreparedNodes;
@@ -53,6 +54,10 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
             let (names, existing) = (&context.names, read(&context).await?);
             let name = names.delivery();
             apply::config_map(&context.client, names, &name, existing, next.data()?).await?;
+            context
+                .healing
+                .delivery
+                .send_replace(Arc::new(next.clone()));
             written = Some(next);
             resync = Instant::now() + RESYNC_INTERVAL;
         }
@@ -84,7 +89,6 @@ impl Observed {
         let unprepared = earlier.map(|state| state.unprepared.as_slice());
         let unprepared = self.nodes.observe(&nodes, unprepared);
         let (now, hosts) = (now.as_second(), &mut self.hosts);
-        let earlier = earlier.map_or([].as_slice(), |state| &state.hosts);
         ClusterIndex::read(&context.index.artifacts, |artifacts| {
             hosts.observe(artifacts.iter().map(|(key, it)| (key, it.as_ref())), now);
             let held: SourceSet = artifacts
@@ -94,7 +98,7 @@ impl Observed {
                 .collect();
             Delivery {
                 state: DeliveryState {
-                    hosts: hosts.states(earlier, now),
+                    hosts: hosts.states(now),
                     foreign: Vec::new(),
                     unprepared,
                 },

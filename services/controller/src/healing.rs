@@ -26,10 +26,11 @@ pub use handle::Healing;
 
 use crate::Context;
 use crate::index::Key;
-use decide::{Act, Copy};
+use decide::Act;
 use holdfast_api::history::ImageHistory;
 use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_config::{HealingMode, HealingValues};
+use holdfast_core::delivery::{Copy, Upstream};
 use holdfast_runtime::supervise::Heartbeat;
 use policy_probe::PolicyProbe;
 use retry_triggers::RetryTriggers;
@@ -51,6 +52,8 @@ const PAUSE_AFTER_ACT: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// Images per round that the registry is asked to confirm.
 const MAX_CONFIRMATIONS_PER_ROUND: usize = 64;
+/// Seconds after which an image that is still stuck counts as failed twice.
+const SECOND_FAILURE_SECONDS: i64 = 20;
 /// How long notes of a pod are kept after it last needed healing. The pod's annotation lasts
 /// longer.
 const NOTE_TTL: Duration = Duration::from_secs(3600);
@@ -145,6 +148,8 @@ struct Healer {
     retry_triggers: RetryTriggers,
     /// By UID.
     notes: HashMap<String, Note>,
+    /// Since when an image is stuck, in seconds, by the pod's UID, the image's key and its name.
+    stuck_since: HashMap<(String, String, String), i64>,
     /// When pods of an owner were evicted, by its UID, in seconds.
     recreated: HashMap<String, Vec<i64>>,
     patches: TokenBucket,
@@ -162,8 +167,27 @@ struct AllTurns {
     confirmations: Turns,
 }
 
-/// The state of copies, by namespace and source.
-type Copies = HashMap<(String, String), (Copy, String)>;
+/// What is known of a source in a namespace.
+#[derive(Clone, Debug)]
+struct SourceState {
+    copy: Copy,
+    upstream: Upstream,
+    /// Why its upstream refuses it, if it did for long enough.
+    refused: String,
+}
+
+impl Default for SourceState {
+    fn default() -> Self {
+        Self {
+            copy: Copy::Absent,
+            upstream: Upstream::Unknown,
+            refused: String::new(),
+        }
+    }
+}
+
+/// Sources by namespace and reference.
+type Sources = HashMap<(String, String), SourceState>;
 
 impl Healer {
     fn new(context: Context) -> Self {
@@ -175,6 +199,7 @@ impl Healer {
             refusals: Refusals::default(),
             retry_triggers: RetryTriggers::default(),
             notes: HashMap::new(),
+            stuck_since: HashMap::new(),
             recreated: HashMap::new(),
             patches: TokenBucket::new(patches.0, patches.1),
             evictions: TokenBucket::new(evictions.0, evictions.1),

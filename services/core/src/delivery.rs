@@ -5,6 +5,8 @@
 //! does not start, and both compare the same two levels. Pods that opt out, mirror pods and pods of
 //! excluded owners and namespaces are the caller's matter: they keep their names.
 
+use serde::{Deserialize, Serialize};
+
 use crate::pod::Kind;
 
 /// What the registry has of an image.
@@ -56,6 +58,17 @@ pub enum PullPolicy {
     Always,
     /// Never pulls.
     Never,
+}
+
+impl PullPolicy {
+    /// The policy of a container, whose default the API server has set.
+    pub fn of(text: Option<&str>) -> Self {
+        match text {
+            Some("Always") => Self::Always,
+            Some("Never") => Self::Never,
+            _ => Self::IfNotPresent,
+        }
+    }
 }
 
 /// One of the two names of an image.
@@ -254,16 +267,16 @@ pub enum Progress {
 }
 
 /// The changes of one image of a pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Switches {
-    /// How often its name changed since its container last ran for [`SETTLED_SECONDS`].
+    /// How often its name changed, each time within [`SETTLED_SECONDS`] of the last.
     pub count: u32,
     /// When it last changed, seconds since 1970.
     pub last: i64,
 }
 
-/// Seconds that a container must run until its earlier switches are forgotten.
-pub const SETTLED_SECONDS: i64 = 600;
+/// Seconds after which earlier changes of an image are forgotten.
+pub const SETTLED_SECONDS: i64 = 3600;
 /// Seconds until the name of an image may change for the second time; doubles with each change.
 pub const FIRST_SWITCH_SECONDS: i64 = 15;
 /// The longest pause between two changes, seconds.
@@ -276,7 +289,19 @@ impl Switches {
             return i64::MIN;
         };
         let pause = FIRST_SWITCH_SECONDS << doublings.min(16);
+        // The annotation of a pod may say any time.
         self.last.saturating_add(pause.min(MAX_SWITCH_SECONDS))
+    }
+
+    /// The changes after one more, at `now` in seconds since 1970.
+    #[must_use]
+    pub fn after(&self, now: i64) -> Self {
+        let is_settled = now.saturating_sub(self.last) >= SETTLED_SECONDS;
+        let count = if is_settled { 0 } else { self.count };
+        Self {
+            count: count.saturating_add(1),
+            last: now,
+        }
     }
 }
 
@@ -308,7 +333,11 @@ pub fn heal(
     let is_better = match progress {
         Progress::Settled => return Act::Nothing,
         Progress::Waiting { due } => {
-            due && written == Name::Original && other == Level::Sure && present < Level::Sure
+            // An image volume would cost the pod.
+            due && state.kind != Kind::Volume
+                && written == Name::Original
+                && other == Level::Sure
+                && present < Level::Sure
         }
         Progress::Stuck { failures, news } => {
             let is_doubtful = !news && (failures >= 2 || other == Level::Sure);

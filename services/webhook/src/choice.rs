@@ -30,11 +30,7 @@ pub(crate) fn state(
         mirrored: false,
         foreign: known.is_foreign(&host),
         protect: false,
-        policy: match image.pull_policy.as_deref() {
-            Some("Always") => PullPolicy::Always,
-            Some("Never") => PullPolicy::Never,
-            _ => PullPolicy::IfNotPresent,
-        },
+        policy: PullPolicy::of(image.pull_policy.as_deref()),
         kind: image.kind,
         placeholder: is_placeholder,
     }

@@ -1,10 +1,10 @@
-//! Healing: pods that slipped past the webhook, images that only nodes could fetch, controllers
-//! that insist.
+//! Healing: pods that slipped past the webhook, images that only nodes could fetch or hold,
+//! controllers that insist.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kube::images;
 use crate::objects::Pod;
@@ -188,7 +188,7 @@ pub(super) fn an_image_that_only_nodes_could_fetch_gets_its_original_back(
     })
 }
 
-pub(super) fn a_controller_that_insists_is_left_alone(world: &mut World) -> Result<()> {
+pub(super) fn a_controller_that_insists_changes_nothing(world: &mut World) -> Result<()> {
     let site = world.site()?;
     site.needs_nodes()?;
     site.installed()?;
@@ -196,19 +196,68 @@ pub(super) fn a_controller_that_insists_is_left_alone(world: &mut World) -> Resu
     let test = site.namespace()?;
     let local = site.local(&app.reference)?;
     test.create(&Pod::new("app", &app.reference))?;
-    site.kube.running(&test.name, "app", START)?;
+    let id = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    let started = id(&site.kube.running(&test.name, "app", START)?);
     let patch =
         json!({"spec": {"containers": [{"name": "app", "image": app.reference}]}}).to_string();
-    for expect in [&local, &local, &app.reference] {
+    for _ in 0..4 {
         site.kube
             .run(&["patch", "pod", "-n", &test.name, "app", "-p", &patch])?;
-        has_image(site, &test, "app", expect)?;
+        has_image(site, &test, "app", &local)?;
     }
-    wait_for_event(site, &test, "app", "PodExcluded")?;
     throughout(Duration::from_secs(10), || {
-        has_image(site, &test, "app", &app.reference)
-    })?;
-    site.kube.running(&test.name, "app", START).map(drop)
+        has_image(site, &test, "app", &local)?;
+        let now = id(&site.kube.get(&["pod", "-n", &test.name, "app"])?);
+        ensure!(now == started, "the container restarted");
+        Ok(())
+    })
+}
+
+/// The same pods with and without Holdfast: what the nodes hold starts, whether the registry can
+/// get it or not.
+pub(super) fn an_image_that_only_nodes_hold_starts_while_its_upstream_is_away(
+    world: &mut World,
+) -> Result<()> {
+    let site = world.site()?;
+    site.needs_nodes()?;
+    site.installed()?;
+    let app = site.push(&site.plain, "team/on-nodes", 1, 1000)?;
+    for node in site.workers()? {
+        site.cluster
+            .node_exec(&node, &["crictl", "pull", &app.reference])?;
+    }
+    let test = site.namespace()?;
+    let twins = site.labelled_namespace(&json!({"holdfast.dev/rewrite": "disabled"}))?;
+    site.plain.down()?;
+    let started = (|| {
+        twins.create(&Pod::new("app", &app.reference))?;
+        site.kube
+            .running(&twins.name, "app", START)
+            .context("without Holdfast")?;
+        test.create(&Pod::new("app", &app.reference))?;
+        site.kube
+            .apply(&[Pod::new("many", &app.reference).deployment(&test.name, 3)])?;
+        site.kube
+            .running(&test.name, "app", START)
+            .context("a bare pod")?;
+        site.kube
+            .wait_ready(&test.name, "app=many", 3, START)
+            .context("a Deployment")
+    })();
+    site.plain.heal()?;
+    started?;
+    has_image(site, &test, "app", &app.reference)?;
+    // Once the registry has a copy, new pods are rewritten.
+    site.kube.copied(&test.name, &app.reference, START * 2)?;
+    let local = site.local(&app.reference)?;
+    eventually(START, || {
+        let pod = site
+            .kube
+            .dry_run(&Pod::new("next", &app.reference).build(&test.name))?;
+        let found = images(&pod, "containers").join(" ");
+        ensure!(found == local, "a later pod is not rewritten: {found}");
+        Ok(())
+    })
 }
 
 pub(super) fn an_owner_that_compares_images_gets_its_originals(world: &mut World) -> Result<()> {

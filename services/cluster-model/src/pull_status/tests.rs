@@ -79,9 +79,9 @@ fn a_container_is_stuck_waiting_or_settled_by_its_status() {
             None,
         ),
         (
-            "with an image that never pulls",
+            "with an image that its node lacks and that it never pulls",
             waiting("app", "ErrImageNeverPull", ""),
-            None,
+            Some(Progress::Stuck),
         ),
         ("running", running("app"), None),
         (
@@ -224,7 +224,7 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
     ]);
     pod["metadata"]["annotations"] = json!({
         labels::ORIGINAL_IMAGES: r#"{"containers/side":"r.io/side:1"}"#,
-        labels::IMAGE_HISTORY: r#"{"uid":"u","healed":{"containers/side":3}}"#,
+        labels::IMAGE_HISTORY: r#"{"uid":"u","switches":{"containers/side":{"count":3,"last":7}}}"#,
     });
     pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
     let stuck_pod = read(&pod).unwrap();
@@ -235,7 +235,7 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
             .map(|owner| owner.reference.name.as_str()),
         Some("rs")
     );
-    assert_eq!(stuck_pod.history.healed["containers/side"], 3);
+    assert_eq!(stuck_pod.history.switches["containers/side"].count, 3);
     assert_eq!(stuck_pod.created, 1_767_225_600);
     let found: Vec<_> = stuck_pod
         .images
@@ -244,16 +244,16 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
             (
                 image.name.as_str(),
                 image.rewritten,
-                image.pulls,
+                image.policy == PullPolicy::Never,
                 image.original.as_deref(),
             )
         })
         .collect();
     let expect = [
-        ("data", false, true, None),
-        ("init", false, true, None),
-        ("app", false, false, None),
-        ("side", true, true, Some("r.io/side:1")),
+        ("data", false, false, None),
+        ("init", false, false, None),
+        ("app", false, true, None),
+        ("side", true, false, Some("r.io/side:1")),
     ];
     assert_eq!(found, expect);
 }

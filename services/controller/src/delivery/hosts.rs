@@ -132,20 +132,16 @@ impl Hosts {
             .retain(|_, known| known.answered.is_some() || known.failing > 0);
     }
 
-    /// The state of each host of which something is known, ordered by host. `earlier` is the list
-    /// that was written last: what did not change keeps its time.
-    pub(super) fn states(&self, earlier: &[HostState], now: i64) -> Vec<HostState> {
+    /// The state of each host of which something is known, ordered by host.
+    pub(super) fn states(&self, now: i64) -> Vec<HostState> {
         let mut all: Vec<(i64, HostState)> = self
             .evidence
             .iter()
             .filter_map(|(host, evidence)| {
                 let state = evidence.state()?;
-                let before = earlier.iter().find(|known| known.host == *host);
-                let kept = before.filter(|known| known.state == state && state == Answer::Answers);
-                let confirmed = match (kept, state) {
-                    (Some(kept), _) => kept.confirmed.clone(),
-                    (None, Answer::Answers) => at(evidence.answered.unwrap_or(now)),
-                    (None, Answer::Away) => at(now),
+                let confirmed = match state {
+                    Answer::Answers => at(evidence.answered.unwrap_or(now)),
+                    Answer::Away => at(now),
                 };
                 let host = HostState {
                     host: host.clone(),
@@ -221,7 +217,7 @@ mod tests {
                 .collect();
             let all = artifacts.iter().map(|(key, artifact)| (key, artifact));
             hosts.observe(all, *second);
-            found = hosts.states(&found, *second);
+            found = hosts.states(*second);
         }
         let state = found.iter().find(|host| host.host == "r.io");
         assert_eq!(state.map(|host| host.state), expect, "{looks:?}");
@@ -271,9 +267,9 @@ mod tests {
         let failed = artifact(A, "UpstreamUnavailable", 3);
         let mut hosts = Hosts::default();
         hosts.observe(std::iter::once((&key, &failed)), 600);
-        let first = hosts.states(&[], 600);
-        assert_eq!(hosts.states(&first, 659), first);
-        assert_ne!(hosts.states(&first, 660), first);
+        let first = hosts.states(600);
+        assert_eq!(hosts.states(659), first);
+        assert_ne!(hosts.states(660), first);
         let next = Hosts::resume(&first);
         assert_eq!(next.evidence["r.io"].failed, Some(600));
     }
@@ -292,7 +288,7 @@ mod tests {
         let all = || artifacts.iter().map(|(key, artifact)| (key, artifact));
         hosts.observe(all().skip(1), 600);
         hosts.observe(all(), 700);
-        let found = hosts.states(&[], 700);
+        let found = hosts.states(700);
         assert_eq!(found.len(), MAX_HOSTS);
         assert_eq!(found[0].host, "0000.example");
     }

@@ -1,7 +1,7 @@
 //! Applies an act: reads the live pod, decides again, patches or evicts it, and publishes an event.
 
-use super::decide::{self, Act, Copy};
-use super::{Copies, Healer, MAX_PAUSE, PAUSE_AFTER_ACT, Task, events, exclusions, patch};
+use super::decide::{self, Act};
+use super::{Healer, MAX_PAUSE, PAUSE_AFTER_ACT, Sources, Task, events, exclusions, patch};
 use crate::apply::patch_params;
 use crate::index::Key;
 use holdfast_api::history::ImageHistory;
@@ -134,30 +134,30 @@ impl Healer {
         Arc::make_mut(&mut current).wanted &= stuck_pod.wanted;
         let snapshot = self.context.healing.snapshot();
         let one = [(pod.clone(), current)];
-        let copies = self.copies(&one, snapshot.now);
+        let sources = self.sources(&one, snapshot.now);
         let [(_, current)] = one;
-        let again = self.decide(&pod.0, &current, &copies, &snapshot);
-        let unconfirmed = self.unconfirmed(&pod.0, &again, &copies, Instant::now());
+        let again = self.decide(&pod.0, &current, &sources, &snapshot);
+        let unconfirmed = self.unconfirmed(&pod.0, &again, &sources, Instant::now());
         if current.uid != stuck_pod.uid || again.label() != act.label() || !unconfirmed.is_empty() {
             return Ok(None);
         }
         let (kind, changes) = match &again {
             Act::Heal(changes) => (patch::Kind::Heal, changes.as_slice()),
             Act::Restore(changes) => {
-                self.exclude_sources(&pod.0, changes, &copies);
+                self.exclude_sources(&pod.0, changes, &sources);
                 (patch::Kind::Restore, changes.as_slice())
             }
             Act::Recreate(changes) => {
-                let written = self.exclude_sources(&pod.0, changes, &copies);
+                let written = self.exclude_sources(&pod.0, changes, &sources);
                 if !written {
                     return Ok(None);
                 }
                 self.evict(&api, &pod.1, &current, snapshot.now).await?;
                 return Ok(Some((again, None)));
             }
-            Act::Nothing | Act::Exclude | Act::Unfixable { .. } => return Ok(None),
+            Act::Nothing | Act::CannotPull { .. } | Act::Unfixable { .. } => return Ok(None),
         };
-        let next = patch::history(&self.history(&current), kind, changes);
+        let next = patch::history(&self.history(&current), kind, changes, snapshot.now);
         let operations = patch::operations(&document(&live), &current, kind, changes, &next);
         // An invalid patch would only fail here.
         let operations: json_patch::Patch =
@@ -173,14 +173,15 @@ impl Healer {
         &self,
         namespace: &str,
         changes: &[decide::Change],
-        copies: &Copies,
+        sources: &Sources,
     ) -> bool {
         let now = jiff::Timestamp::now();
         let refused: Vec<(&str, &str)> = changes
             .iter()
             .filter_map(|change| {
-                let found = copies.get(&(namespace.to_owned(), change.source.clone()))?;
-                (found.0 == Copy::Refused).then_some((change.source.as_str(), found.1.as_str()))
+                let found = sources.get(&(namespace.to_owned(), change.source.clone()))?;
+                let reason = found.refused.as_str();
+                (!reason.is_empty()).then_some((change.source.as_str(), reason))
             })
             .collect();
         self.context.healing.excluded.send_if_modified(|list| {

@@ -1,27 +1,30 @@
-//! Decides the act for one pod: a pure function of the pod, of the copies of its images, and of its
-//! history.
+//! Decides the act for one pod: a pure function of the pod, of what is known of its images, and of
+//! its history. `core::delivery` decides about each image.
 
 use holdfast_api::history::ImageHistory;
 use holdfast_cluster_model::pull_status::{Image, Progress, StuckPod};
+use holdfast_core::delivery::{self, Copy, Name, OnNodes, State, Upstream};
 use holdfast_core::pod::Kind;
 use holdfast_core::{Reference, meaning, rewrite};
 
 /// Evictions of one owner's pods within an hour.
 pub const RECREATIONS: usize = 3;
 
-/// Times that healing sets the registry's reference for one image of a pod. If the image still has
-/// the upstream's then, another controller reverts it.
-pub const MAX_HEALS_OF_IMAGE: u32 = 3;
-
-/// What is known of the copy of a source.
+/// What is known of an image of a pod, besides the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copy {
-    /// The registry holds it.
-    Held,
-    /// The upstream refuses the image.
-    Refused,
-    /// Neither, or not yet.
-    Pending,
+pub struct Known {
+    /// What the registry has.
+    pub copy: Copy,
+    /// The upstream.
+    pub upstream: Upstream,
+    /// Whether the original starts on the pod's node without a pull.
+    pub original: OnNodes,
+    /// Whether the local name does.
+    pub local: OnNodes,
+    /// Whether the pod's node can pull from the registry.
+    pub prepared: bool,
+    /// Failed pulls under the present name, as far as they were seen; at least 1 for a stuck image.
+    pub failures: u32,
 }
 
 /// The state that all decisions of one round share.
@@ -76,8 +79,11 @@ pub enum Act {
     Restore(Vec<Change>),
     /// Evict the pod, so that its owner recreates it: these images cannot change in place.
     Recreate(Vec<Change>),
-    /// Leave the pod: another controller reverts its references.
-    Exclude,
+    /// No name of these images starts.
+    CannotPull {
+        /// `containers/NAME`.
+        keys: Vec<String>,
+    },
     /// These images cannot be changed by Holdfast.
     Unfixable {
         /// `volumes/NAME`.
@@ -95,14 +101,14 @@ impl Act {
             Self::Heal(_) => "heal",
             Self::Restore(_) => "restore",
             Self::Recreate(_) => "recreate",
-            Self::Exclude => "exclude",
+            Self::CannotPull { .. } => "cannot_pull",
             Self::Unfixable { .. } => "unfixable",
         }
     }
 
     /// Whether the pod stays unchanged and only an event is written.
     pub const fn is_event_only(&self) -> bool {
-        matches!(self, Self::Exclude | Self::Unfixable { .. })
+        matches!(self, Self::CannotPull { .. } | Self::Unfixable { .. })
     }
 }
 
@@ -111,119 +117,98 @@ impl Act {
 pub fn decide(
     stuck_pod: &StuckPod,
     history: &ImageHistory,
-    copy: impl Fn(&str) -> Copy,
+    known: impl Fn(&Image) -> Known,
     recreated: usize,
     snapshot: &Snapshot,
 ) -> Act {
     let images = Images {
         stuck_pod,
-        copy,
+        history,
+        known,
         snapshot,
     };
-    let restored = images.to_restore();
+    let (mut restored, mut healed, mut volumes, mut hopeless) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for image in &stuck_pod.images {
+        match images.act(image) {
+            delivery::Act::Nothing => {}
+            delivery::Act::Switch(Name::Original) => restored.push(change(image, original(image))),
+            delivery::Act::Switch(Name::Local) => healed.extend(images.local(image)),
+            delivery::Act::Recreate(Name::Original) => {
+                volumes.push(change(image, original(image)));
+            }
+            delivery::Act::Recreate(Name::Local) => volumes.extend(images.local(image)),
+            delivery::Act::Tell => hopeless.push(image.key()),
+        }
+    }
     if !restored.is_empty() {
-        return Act::Restore(restored);
-    }
-    let healed = images.to_heal();
-    let is_reverted = |change: &Change| {
-        let count = history.healed.get(&change.key);
-        count.is_some_and(|count| *count >= MAX_HEALS_OF_IMAGE)
-    };
-    if healed.iter().any(is_reverted) {
-        return Act::Exclude;
-    }
-    if !healed.is_empty() {
-        return Act::Heal(healed);
-    }
-    let volumes = images.volumes();
-    if volumes.is_empty() {
-        return Act::Nothing;
-    }
-    let why = if stuck_pod.owner.is_none() {
-        Why::NoOwner
-    } else if !snapshot.recreates {
-        Why::NotAllowed
-    } else if recreated >= RECREATIONS {
-        Why::TooOften
+        Act::Restore(restored)
+    } else if !healed.is_empty() {
+        Act::Heal(healed)
+    } else if !volumes.is_empty() {
+        images.recreate(volumes, recreated)
+    } else if !hopeless.is_empty() {
+        Act::CannotPull { keys: hopeless }
     } else {
-        return Act::Recreate(volumes);
-    };
-    let keys = volumes.into_iter().map(|change| change.key).collect();
-    Act::Unfixable { keys, why }
+        Act::Nothing
+    }
 }
 
-/// The images of a pod, and the state of their copies.
-struct Images<'a, C> {
+/// The images of a pod, and what is known of them.
+struct Images<'a, K> {
     stuck_pod: &'a StuckPod,
-    copy: C,
+    history: &'a ImageHistory,
+    known: K,
     snapshot: &'a Snapshot,
 }
 
-impl<C: Fn(&str) -> Copy> Images<'_, C> {
-    /// Containers whose registry's reference cannot be pulled, because the upstream refuses the
-    /// image.
-    fn to_restore(&self) -> Vec<Change> {
-        self.containers()
-            .filter(|image| self.is_refused(image))
-            .map(|image| change(image, original(image)))
-            .collect()
+impl<K: Fn(&Image) -> Known> Images<'_, K> {
+    fn act(&self, image: &Image) -> delivery::Act {
+        let known = (self.known)(image);
+        let (state, progress) = (self.state(image, &known), self.progress(image, &known));
+        let switches = self.history.switches.get(&image.key());
+        let switches = switches.copied().unwrap_or_default();
+        if image.rewritten && !image.local {
+            return adopt(&state, progress);
+        }
+        let written = if image.local {
+            Name::Local
+        } else {
+            Name::Original
+        };
+        delivery::heal(&state, written, progress, &switches, self.snapshot.now)
     }
 
-    /// Containers that wait for an image that the registry holds.
-    fn to_heal(&self) -> Vec<Change> {
-        self.containers()
-            .filter(|image| self.is_missed(image) && self.is_due(image))
-            .filter_map(|image| self.local(image))
-            .collect()
-    }
-
-    /// Image volumes whose reference must change, which needs a new pod.
-    fn volumes(&self) -> Vec<Change> {
-        let stuck = self
-            .stuck_pod
-            .images
-            .iter()
-            .filter(|image| image.kind == Kind::Volume && image.progress == Progress::Stuck);
-        stuck
-            .filter_map(|image| {
-                if self.is_refused(image) {
-                    Some(change(image, original(image)))
-                } else if self.is_missed(image) {
-                    self.local(image)
-                } else {
-                    None
-                }
-            })
-            .collect()
-    }
-
-    fn containers(&self) -> impl Iterator<Item = &Image> {
-        let images = self.stuck_pod.images.iter();
-        images.filter(|image| image.can_change())
-    }
-
-    fn is_refused(&self, image: &Image) -> bool {
-        image.rewritten
-            && image.progress == Progress::Stuck
-            && (self.copy)(&image.source) == Copy::Refused
-    }
-
-    /// Whether the webhook missed a pod whose image is local. The pod then has its original
-    /// reference, or that of another cluster's registry.
-    fn is_missed(&self, image: &Image) -> bool {
-        !image.local
-            && image.pulls
-            && self.stuck_pod.wanted
-            && (self.copy)(&image.source) == Copy::Held
+    fn state(&self, image: &Image, known: &Known) -> State {
+        // Where the webhook would not rewrite, healing does not either.
+        let is_allowed = self.stuck_pod.wanted && self.snapshot.address.is_some();
+        State {
+            copy: known.copy,
+            upstream: known.upstream,
+            original: known.original,
+            local: known.local,
+            prepared: known.prepared && (image.local || is_allowed),
+            mirrored: false,
+            foreign: false,
+            protect: false,
+            policy: image.policy,
+            kind: image.kind,
+            placeholder: false,
+        }
     }
 
     /// Whether the container had its time to start. If one image is stuck, the next ones will be.
-    fn is_due(&self, image: &Image) -> bool {
+    fn progress(&self, image: &Image, known: &Known) -> delivery::Progress {
         let age = self.snapshot.now.saturating_sub(self.stuck_pod.created);
         match image.progress {
-            Progress::Stuck => true,
-            Progress::NotStarted => self.stuck_pod.is_stuck(None) || age >= self.snapshot.grace,
-            Progress::Settled => false,
+            Progress::Settled => delivery::Progress::Settled,
+            Progress::NotStarted => delivery::Progress::Waiting {
+                due: self.stuck_pod.is_stuck(None) || age >= self.snapshot.grace,
+            },
+            Progress::Stuck => delivery::Progress::Stuck {
+                failures: known.failures,
+                news: known.copy == Copy::Arriving,
+            },
         }
     }
 
@@ -232,10 +217,48 @@ impl<C: Fn(&str) -> Copy> Images<'_, C> {
         let source = Reference::parse(&image.source).ok()?;
         Some(change(image, rewrite::rewrite(&source, address)?))
     }
+
+    /// Evicts the pod, because these image volumes cannot change in place.
+    fn recreate(&self, volumes: Vec<Change>, recreated: usize) -> Act {
+        let why = if self.stuck_pod.owner.is_none() {
+            Why::NoOwner
+        } else if !self.snapshot.recreates {
+            Why::NotAllowed
+        } else if recreated >= RECREATIONS {
+            Why::TooOften
+        } else {
+            return Act::Recreate(volumes);
+        };
+        let keys = volumes.into_iter().map(|change| change.key).collect();
+        Act::Unfixable { keys, why }
+    }
 }
 
-/// The sources that the registry must hold for an act: those of new references to the registry.
-pub fn relies_on(act: &Act, copy: impl Fn(&str) -> Copy) -> Vec<&str> {
+/// The act for an image that has the reference of another cluster's registry, which this cluster
+/// may not reach: both names of this cluster are better.
+fn adopt(state: &State, progress: delivery::Progress) -> delivery::Act {
+    let (local, original) = (state.level(Name::Local), state.level(Name::Original));
+    let is_stuck = matches!(progress, delivery::Progress::Stuck { .. });
+    let name = match progress {
+        delivery::Progress::Settled | delivery::Progress::Waiting { due: false } => None,
+        _ if local == delivery::Level::Sure => Some(Name::Local),
+        _ if !is_stuck => None,
+        _ if original >= delivery::Level::Expected || local == delivery::Level::No => {
+            Some(Name::Original)
+        }
+        _ if local == delivery::Level::Expected => Some(Name::Local),
+        _ => None,
+    };
+    match name {
+        None => delivery::Act::Nothing,
+        Some(name) if state.kind == Kind::Volume => delivery::Act::Recreate(name),
+        Some(name) => delivery::Act::Switch(name),
+    }
+}
+
+/// The sources that the registry must hold for an act: those of new references to the registry
+/// whose copy is held already.
+pub fn relies_on(act: &Act, is_held: impl Fn(&str) -> bool) -> Vec<&str> {
     let changes = match act {
         Act::Heal(changes) | Act::Recreate(changes) => changes.as_slice(),
         _ => &[],
@@ -243,7 +266,7 @@ pub fn relies_on(act: &Act, copy: impl Fn(&str) -> Copy) -> Vec<&str> {
     changes
         .iter()
         .map(|change| change.source.as_str())
-        .filter(|source| copy(source) == Copy::Held)
+        .filter(|source| is_held(source))
         .collect()
 }
 

@@ -115,7 +115,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Normal,
             "ImageHealed",
             format!(
-                "{} (the pod was admitted without the webhook and its image is local)",
+                "{} (the registry can give the image, and the pod cannot start with the name that it \
+                 has)",
                 list(changes)
             ),
         ),
@@ -123,9 +124,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Warning,
             "ImageRestored",
             format!(
-                "{} (the registry cannot copy it from its upstream; the kubelet's own credentials \
-                 may work. New pods of this namespace \
-                 keep this image until the registry has it: see its Artifact)",
+                "{} (the registry does not hold it and cannot copy it from its upstream now; the \
+                 node may have it, or the kubelet's own credentials may work: see its Artifact)",
                 list(changes)
             ),
         ),
@@ -137,14 +137,14 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
                 list(changes)
             ),
         ),
-        Act::Exclude => (
+        Act::CannotPull { keys } => (
             EventType::Warning,
-            "PodExcluded",
-            "another controller set the upstream's reference again each time that the image was \
-             healed; healing leaves this pod. Set the label \
-             holdfast.dev/rewrite=disabled in the pod's template, or stop the controller that \
-             reverts it"
-                .to_owned(),
+            "CannotPull",
+            format!(
+                "no name of the image of {} is more likely to start than the present one; its \
+                 Artifact and the events of the pod say why",
+                keys.join(", ")
+            ),
         ),
         Act::Unfixable { keys, why } => (
             EventType::Warning,

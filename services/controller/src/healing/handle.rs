@@ -4,9 +4,11 @@
 use super::Policy;
 use super::decide::Snapshot;
 use crate::index::Key;
+use holdfast_api::delivery::Delivery;
 use holdfast_api::state::{ClusterState, Exclusion, OwnerExclusion};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
 
@@ -21,6 +23,8 @@ pub struct Healing {
     pub excluded_owners: watch::Sender<Option<Vec<OwnerExclusion>>>,
     /// The cluster's state as it stands in its ConfigMap.
     pub state: watch::Sender<Option<ClusterState>>,
+    /// What the webhook knows of images, upstreams and nodes.
+    pub delivery: watch::Sender<Arc<Delivery>>,
     /// Artifacts to retry before their pause ends.
     retries: Mutex<BTreeSet<Key>>,
     /// Artifacts whose image the registry must confirm again.
@@ -37,6 +41,7 @@ impl Healing {
             excluded: watch::Sender::new(None),
             excluded_owners: watch::Sender::new(None),
             state: watch::Sender::new(None),
+            delivery: watch::Sender::new(Arc::default()),
             retries: Mutex::default(),
             to_confirm: Mutex::default(),
             confirmed: Mutex::default(),

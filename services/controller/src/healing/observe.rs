@@ -1,18 +1,24 @@
 //! Finds pods that need healing and the state of their copies, and collects the acts. Changes
 //! nothing in the cluster.
 
-use super::decide::{Act, Copy, Snapshot, decide, relies_on};
-use super::{Copies, Healer, MAX_CONFIRMATIONS_PER_ROUND, NOTE_TTL, Note, Task, exclusions};
+use super::decide::{Act, Known, Snapshot, decide, relies_on};
+use super::unfillable;
+use super::{
+    Healer, MAX_CONFIRMATIONS_PER_ROUND, NOTE_TTL, Note, SECOND_FAILURE_SECONDS, SourceState,
+    Sources, Task, exclusions,
+};
 use crate::Context;
 use crate::comparing_owners::exclusions::is_excluded;
 use crate::index::{ClusterIndex, Key};
 use holdfast_api::artifact::Reason;
+use holdfast_api::delivery::Answer;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_api::{Artifact, artifact_name};
-use holdfast_cluster_model::pull_status::StuckPod;
+use holdfast_cluster_model::pull_status::{Image, Progress, StuckPod};
 use holdfast_config::HealingMode;
 use holdfast_core::Reference;
+use holdfast_core::delivery::{Copy, OnNodes, Upstream};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +35,8 @@ impl Healer {
         let mut stuck_pods = stuck_pods(&context);
         let failed = self.observe_artifacts(snapshot.now);
         self.trigger_retries(failed, now);
-        let copies = self.copies(&stuck_pods, snapshot.now);
+        self.observe_failures(&stuck_pods, snapshot.now);
+        let sources = self.sources(&stuck_pods, snapshot.now);
         self.drop_settled(snapshot.now);
         let stuck = stuck_pods
             .iter()
@@ -49,12 +56,12 @@ impl Healer {
             if is_paused {
                 continue;
             }
-            let act = self.decide(&pod.0, &stuck_pod, &copies, &snapshot);
+            let act = self.decide(&pod.0, &stuck_pod, &sources, &snapshot);
             let is_reported = self
                 .notes
                 .get(&stuck_pod.uid)
                 .is_some_and(|note| note.reported.contains(act.label()));
-            let unconfirmed = self.unconfirmed(&pod.0, &act, &copies, now);
+            let unconfirmed = self.unconfirmed(&pod.0, &act, &sources, now);
             if !unconfirmed.is_empty() {
                 unconfirmed_copies.extend(unconfirmed);
             } else if act != Act::Nothing && !(act.is_event_only() && is_reported) {
@@ -88,11 +95,11 @@ impl Healer {
         &self,
         namespace: &str,
         act: &Act,
-        copies: &Copies,
+        sources: &Sources,
         now: Instant,
     ) -> Vec<Key> {
-        let copy = |source: &str| copy_of(copies, namespace, source);
-        relies_on(act, copy)
+        let is_held = |source: &str| state_of(sources, namespace, source).copy == Copy::Held;
+        relies_on(act, is_held)
             .into_iter()
             .map(|source| (namespace.to_owned(), artifact_name(source)))
             .filter(|key| !self.context.healing.is_confirmed(key, now))
@@ -128,18 +135,51 @@ impl Healer {
         &self,
         namespace: &str,
         stuck_pod: &StuckPod,
-        copies: &Copies,
+        sources: &Sources,
         snapshot: &Snapshot,
     ) -> Act {
-        let known = self.history(stuck_pod);
+        let history = self.history(stuck_pod);
         let recreated = stuck_pod.owner.as_ref().map_or(0, |owner| {
             let times = self.recreated.get(&owner.uid);
             times.map_or(0, |times| {
                 times.iter().filter(|at| snapshot.now - **at < 3600).count()
             })
         });
-        let copy = |source: &str| copy_of(copies, namespace, source);
-        decide(stuck_pod, &known, copy, recreated, snapshot)
+        let delivery = self.context.healing.delivery.borrow().clone();
+        let unprepared = &delivery.state.unprepared;
+        let is_prepared = stuck_pod
+            .node
+            .as_ref()
+            .is_none_or(|node| unprepared.binary_search(node).is_err());
+        let known = |image: &Image| {
+            let source = state_of(sources, namespace, &image.source);
+            let since = self.stuck_since.get(&failure_key(stuck_pod, image));
+            let failed_twice =
+                since.is_some_and(|since| snapshot.now - since >= SECOND_FAILURE_SECONDS);
+            Known {
+                copy: source.copy,
+                upstream: source.upstream,
+                original: OnNodes::Unknown,
+                local: OnNodes::Unknown,
+                prepared: is_prepared,
+                failures: if failed_twice { 2 } else { 1 },
+            }
+        };
+        decide(stuck_pod, &history, known, recreated, snapshot)
+    }
+
+    /// Records since when images are stuck under their present names. A kubelet tries again after
+    /// ten seconds at the earliest.
+    fn observe_failures(&mut self, stuck_pods: &[(Key, Arc<StuckPod>)], now: i64) {
+        let before = std::mem::take(&mut self.stuck_since);
+        for (_, stuck_pod) in stuck_pods {
+            let images = stuck_pod.images.iter();
+            for image in images.filter(|image| image.progress == Progress::Stuck) {
+                let key = failure_key(stuck_pod, image);
+                let since = before.get(&key).copied().unwrap_or(now);
+                self.stuck_since.insert(key, since);
+            }
+        }
     }
 
     /// The history of the pod's annotation, merged with the one that this process remembers.
@@ -186,37 +226,69 @@ impl Healer {
         })
     }
 
-    /// The copies of the stuck pods' images, as the index knows them.
-    pub(super) fn copies(&self, stuck_pods: &[(Key, Arc<StuckPod>)], now: i64) -> Copies {
-        let proof = self.context.healing.policy.proof;
+    /// The sources of the stuck pods' images, as the index knows them.
+    pub(super) fn sources(&self, stuck_pods: &[(Key, Arc<StuckPod>)], now: i64) -> Sources {
+        let delivery = self.context.healing.delivery.borrow().clone();
         let access = self.context.image_access();
-        let permits = |namespace: &str, source: &str| {
-            Reference::parse(source).is_ok_and(|source| access.permits(namespace, &source))
-        };
         ClusterIndex::read(&self.context.index.artifacts, |artifacts| {
-            let mut copies = Copies::new();
+            let mut sources = Sources::new();
             for (pod, stuck_pod) in stuck_pods {
                 for image in &stuck_pod.images {
+                    let Ok(source) = Reference::parse(&image.source) else {
+                        continue;
+                    };
                     let key = (pod.0.clone(), artifact_name(&image.source));
-                    let Some(artifact) = artifacts.get(&key) else {
-                        continue;
-                    };
-                    let copy = if artifact.is_ready() {
-                        // Local, but not permitted in this namespace.
-                        if !permits(&pod.0, &image.source) {
-                            continue;
-                        }
-                        (Copy::Held, String::new())
-                    } else if let Some(reason) = self.refusals.proven(&key, artifact, proof, now) {
-                        (Copy::Refused, reason)
-                    } else {
-                        continue;
-                    };
-                    copies.insert((pod.0.clone(), image.source.clone()), copy);
+                    let artifact = artifacts.get(&key).map(Arc::as_ref);
+                    // Held, but not permitted in this namespace.
+                    let is_denied = artifact.is_some_and(Artifact::is_ready)
+                        && !access.permits(&pod.0, &source);
+                    let artifact = artifact.filter(|_| !is_denied);
+                    let host = delivery.recent_answer(&source.host().to_string(), now);
+                    let state = self.source_state(&key, artifact, host, now);
+                    sources.insert((pod.0.clone(), image.source.clone()), state);
                 }
             }
-            copies
+            sources
         })
+    }
+
+    /// What an Artifact says of its source, and what is known of its host.
+    fn source_state(
+        &self,
+        key: &Key,
+        artifact: Option<&Artifact>,
+        host: Option<Answer>,
+        now: i64,
+    ) -> SourceState {
+        let proof = self.context.healing.policy.proof;
+        let reason = artifact.and_then(Artifact::reason).unwrap_or_default();
+        let refused = artifact.and_then(|artifact| self.refusals.proven(key, artifact, proof, now));
+        let copy = if artifact.is_some_and(Artifact::is_ready) {
+            Copy::Held
+        } else if reason == Reason::Copying.as_str() {
+            Copy::Arriving
+        } else {
+            Copy::Absent
+        };
+        let upstream = if refused.is_some() {
+            Upstream::Refuses
+        } else if unfillable::is_refusal(reason) {
+            // Not for long enough: its credential may be about to come.
+            Upstream::Unknown
+        } else if reason == Reason::UpstreamUnavailable.as_str() {
+            Upstream::Away
+        } else {
+            match host {
+                Some(Answer::Answers) => Upstream::Answers,
+                Some(Answer::Away) => Upstream::Away,
+                None => Upstream::Unknown,
+            }
+        };
+        SourceState {
+            copy,
+            upstream,
+            refused: refused.unwrap_or_default(),
+        }
     }
 
     /// Requests retries of failed Artifacts whose pods show that the image can be pulled, or that
@@ -286,10 +358,14 @@ impl Healer {
     }
 }
 
-fn copy_of(copies: &Copies, namespace: &str, source: &str) -> Copy {
-    copies
-        .get(&(namespace.to_owned(), source.to_owned()))
-        .map_or(Copy::Pending, |(copy, _)| *copy)
+fn state_of(sources: &Sources, namespace: &str, source: &str) -> SourceState {
+    let key = (namespace.to_owned(), source.to_owned());
+    sources.get(&key).cloned().unwrap_or_default()
+}
+
+/// The pod, the image and its present name.
+fn failure_key(stuck_pod: &StuckPod, image: &Image) -> (String, String, String) {
+    (stuck_pod.uid.clone(), image.key(), image.written.clone())
 }
 
 /// The pods that may need healing. Those of namespaces out of scope are not `wanted`.

@@ -17,20 +17,16 @@ pub enum Kind {
     Restore,
 }
 
-/// The history after the act.
-pub fn history(known: &ImageHistory, kind: Kind, changes: &[Change]) -> ImageHistory {
+/// The history after the act, at `now` in seconds since 1970.
+pub fn history(known: &ImageHistory, kind: Kind, changes: &[Change], now: i64) -> ImageHistory {
     let mut next = known.clone();
-    match kind {
-        Kind::Heal => {
-            for change in changes {
-                *next.healed.entry(change.key.clone()).or_default() += 1;
-                next.restored.remove(&change.source);
-            }
-        }
-        Kind::Restore => {
-            next.restored
-                .extend(changes.iter().map(|change| change.source.clone()));
-        }
+    for change in changes {
+        let switches = next.switches.entry(change.key.clone()).or_default();
+        *switches = switches.after(now);
+        match kind {
+            Kind::Heal => next.restored.remove(&change.source),
+            Kind::Restore => next.restored.insert(change.source.clone()),
+        };
     }
     next
 }
@@ -126,7 +122,7 @@ mod tests {
             ..StuckPod::default()
         };
         let changes = changes(from, to);
-        let next = history(&ImageHistory::of(before), kind, &changes);
+        let next = history(&ImageHistory::of(before), kind, &changes, NOW);
         let operations = operations(before, &stuck_pod, kind, &changes, &next);
         let patch: json_patch::Patch = serde_json::from_value(json!(operations)).unwrap();
         let mut after = before.clone();
@@ -134,6 +130,7 @@ mod tests {
         Some(after)
     }
 
+    const NOW: i64 = 1000;
     const LOCAL: &str = "10.96.0.50/r.io/app:1";
 
     #[test]
@@ -157,7 +154,7 @@ mod tests {
             };
             expect["metadata"]["annotations"][labels::ORIGINAL_IMAGES] = json!(originals);
             expect["metadata"]["annotations"][labels::IMAGE_HISTORY] =
-                json!(r#"{"uid":"u","healed":{"containers/app":1}}"#);
+                json!(r#"{"uid":"u","switches":{"containers/app":{"count":1,"last":1000}}}"#);
             assert_eq!(after, expect, "{annotations}");
         }
     }
@@ -216,14 +213,20 @@ mod tests {
     }
 
     #[test]
-    fn healing_again_is_counted_and_forgets_the_restoration() {
+    fn each_change_is_counted_and_healing_forgets_the_restoration() {
         let known = ImageHistory {
             uid: "u".to_owned(),
-            healed: [("containers/app".to_owned(), 1)].into(),
             restored: ["r.io/app:1".to_owned(), "r.io/other:1".to_owned()].into(),
+            ..ImageHistory::default()
         };
-        let next = history(&known, Kind::Heal, &changes("r.io/app:1", LOCAL));
-        assert_eq!(next.healed["containers/app"], 2);
+        let next = history(&known, Kind::Heal, &changes("r.io/app:1", LOCAL), NOW);
+        let switches = next.switches["containers/app"];
+        assert_eq!((switches.count, switches.last), (1, NOW));
         assert_eq!(next.restored.iter().collect::<Vec<_>>(), ["r.io/other:1"]);
+        let back = changes(LOCAL, "r.io/app:1");
+        let next = history(&next, Kind::Restore, &back, NOW + 15);
+        let switches = next.switches["containers/app"];
+        assert_eq!((switches.count, switches.last), (2, NOW + 15));
+        assert!(next.restored.contains("r.io/app:1"));
     }
 }

@@ -45,6 +45,11 @@ fn outcome(reason: &str) -> Outcome {
     }
 }
 
+/// Whether a reason says that the upstream answers and refuses the image.
+pub fn is_refusal(reason: &str) -> bool {
+    outcome(reason) == Outcome::Refused
+}
+
 /// Since when each source is refused, as far as this process observed it.
 #[derive(Debug, Default)]
 pub struct Refusals {

@@ -424,6 +424,9 @@ fn switches_of_one_image_are_damped() {
         [at(1), at(2), at(3), at(7), at(99)],
         [1015, 1030, 1060, 1900, 1900]
     );
+    let once = Switches::default().after(1000);
+    assert_eq!(once.after(1015).count, 2);
+    assert_eq!(once.after(1000 + SETTLED_SECONDS).count, 1);
 }
 
 /// A pod whose inputs change at random, for an hour, a thousand times.
@@ -455,10 +458,7 @@ fn inputs_that_flap_switch_an_image_a_few_times_an_hour() {
             if let Act::Switch(name) = heal(&state, written, progress, &switches, now) {
                 assert!(now >= switches.next());
                 (written, failures) = (name, 1);
-                switches = Switches {
-                    count: switches.count + 1,
-                    last: now,
-                };
+                switches = switches.after(now);
             }
         }
         assert!(switches.count <= 11, "seed {seed}: {}", switches.count);

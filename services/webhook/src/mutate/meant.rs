@@ -222,7 +222,8 @@ fn what_an_update_would_lose_of_the_history_stays_with_the_image() {
     let mut manifest = pod("r.io/a:1");
     manifest["metadata"]["uid"] = json!("u");
     let mut stored = apply(&manifest, &create(&manifest));
-    let history = json!({ "uid": "u", "healed": { "containers/c": 1 } }).to_string();
+    let history = json!({ "uid": "u", "switches": { "containers/c": { "count": 1, "last": 7 } } })
+        .to_string();
     stored["metadata"]["annotations"][labels::IMAGE_HISTORY] = json!(history);
     applied_again(&manifest, &stored, false, &rules());
 }

@@ -24,7 +24,7 @@ struct Api {
 
 impl Api {
     /// Serves the lists and watches of ConfigMap `holdfast-state`, and of `holdfast-delivery`,
-    /// which does not exist; accepts Artifacts.
+    /// which does not exist. Accepts Artifacts.
     async fn client(&self, state: Option<Value>) -> kube::Client {
         use warp::Filter as _;
         let items: Vec<Value> = state

@@ -1,11 +1,46 @@
 //! The table of decisions.
 
-use super::Copy;
 use super::*;
 use holdfast_cluster_model::Owner;
+use holdfast_core::delivery::{PullPolicy, Switches};
 
 const LOCAL: &str = "10.96.0.50/r.io/app:1";
 const SOURCE: &str = "r.io/app:1";
+
+/// What is known of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Held,
+    Refused,
+    /// Nothing is known.
+    Pending,
+    /// Its upstream does not answer, and nothing is held.
+    Away,
+    /// Its upstream answers, and nothing is held.
+    Answers,
+    Arriving,
+}
+
+impl Source {
+    fn known(self) -> Known {
+        let (copy, upstream) = match self {
+            Self::Held => (Copy::Held, Upstream::Unknown),
+            Self::Refused => (Copy::Absent, Upstream::Refuses),
+            Self::Pending => (Copy::Absent, Upstream::Unknown),
+            Self::Away => (Copy::Absent, Upstream::Away),
+            Self::Answers => (Copy::Absent, Upstream::Answers),
+            Self::Arriving => (Copy::Arriving, Upstream::Answers),
+        };
+        Known {
+            copy,
+            upstream,
+            original: OnNodes::Unknown,
+            local: OnNodes::Unknown,
+            prepared: true,
+            failures: 1,
+        }
+    }
+}
 
 fn snapshot() -> Snapshot {
     Snapshot {
@@ -26,7 +61,7 @@ fn image(kind: Kind, rewritten: bool, progress: Progress) -> Image {
         original: None,
         rewritten,
         local: rewritten,
-        pulls: true,
+        policy: PullPolicy::IfNotPresent,
         progress,
     }
 }
@@ -41,16 +76,22 @@ fn stuck_pod(image: Image) -> StuckPod {
         }),
         wanted: true,
         images: vec![image],
-        history: ImageHistory::default(),
+        ..StuckPod::default()
     }
 }
 
-fn act(stuck_pod: &StuckPod, copy: Copy, recreated: usize, snapshot: &Snapshot) -> Act {
-    decide(stuck_pod, &stuck_pod.history, |_| copy, recreated, snapshot)
+fn act(stuck_pod: &StuckPod, source: Source, recreated: usize, snapshot: &Snapshot) -> Act {
+    decide(
+        stuck_pod,
+        &stuck_pod.history,
+        |_| source.known(),
+        recreated,
+        snapshot,
+    )
 }
 
 /// The word of the decision, and what the image becomes.
-fn check(what: &str, stuck_pod: &StuckPod, copy: Copy, expect: (&str, &str)) {
+fn check(what: &str, stuck_pod: &StuckPod, copy: Source, expect: (&str, &str)) {
     let act = act(stuck_pod, copy, 0, &snapshot());
     let to = match &act {
         Act::Heal(changes) | Act::Restore(changes) | Act::Recreate(changes) => {
@@ -63,9 +104,9 @@ fn check(what: &str, stuck_pod: &StuckPod, copy: Copy, expect: (&str, &str)) {
 
 #[test]
 fn the_copy_and_the_containers_progress_decide() {
-    use super::Copy::{Held, Pending, Refused};
     use Kind::{Container, Init, Volume};
     use Progress::{NotStarted, Settled, Stuck};
+    use Source::{Held, Pending, Refused};
     let (heal, back) = (("heal", LOCAL), ("restore", SOURCE));
     let (recreated, original, nothing) =
         (("recreate", LOCAL), ("recreate", SOURCE), ("nothing", ""));
@@ -100,8 +141,8 @@ fn the_copy_and_the_containers_progress_decide() {
 
 #[test]
 fn a_pod_of_another_cluster_gets_the_local_image_or_its_original() {
-    use super::Copy::{Held, Pending, Refused};
     use Progress::{NotStarted, Settled, Stuck};
+    use Source::{Held, Pending, Refused};
     for (progress, copy, expect) in [
         (Stuck, Held, ("heal", LOCAL)),
         (NotStarted, Held, ("heal", LOCAL)),
@@ -123,31 +164,31 @@ fn a_pod_of_another_cluster_gets_the_local_image_or_its_original() {
 fn a_pod_that_just_came_may_start_by_itself() {
     let mut young = stuck_pod(image(Kind::Container, false, Progress::NotStarted));
     young.created = 981;
-    check("19 s old", &young, Copy::Held, ("nothing", ""));
+    check("19 s old", &young, Source::Held, ("nothing", ""));
     young.created = 980;
-    check("20 s old", &young, Copy::Held, ("heal", LOCAL));
+    check("20 s old", &young, Source::Held, ("heal", LOCAL));
     young.created = 1000;
     young.images[0].progress = Progress::Stuck;
-    check("stuck at once", &young, Copy::Held, ("heal", LOCAL));
+    check("stuck at once", &young, Source::Held, ("heal", LOCAL));
 }
 
 #[test]
 fn what_the_webhook_would_leave_alone_is_not_healed() {
     let mut unwanted = stuck_pod(image(Kind::Container, false, Progress::Stuck));
     unwanted.wanted = false;
-    check("out of scope", &unwanted, Copy::Held, ("nothing", ""));
+    check("out of scope", &unwanted, Source::Held, ("nothing", ""));
     let mut never = stuck_pod(image(Kind::Container, false, Progress::Stuck));
-    never.images[0].pulls = false;
-    check("never pulled", &never, Copy::Held, ("nothing", ""));
+    never.images[0].policy = PullPolicy::Never;
+    check("never pulled", &never, Source::Held, ("nothing", ""));
     let stuck = stuck_pod(image(Kind::Container, false, Progress::Stuck));
     let off = Snapshot {
         address: None,
         ..snapshot()
     };
-    assert_eq!(act(&stuck, Copy::Held, 0, &off), Act::Nothing);
+    assert_eq!(act(&stuck, Source::Held, 0, &off), Act::Nothing);
     let rewritten = stuck_pod(image(Kind::Container, true, Progress::Stuck));
     assert_eq!(
-        act(&rewritten, Copy::Refused, 0, &off).label(),
+        act(&rewritten, Source::Refused, 0, &off).label(),
         "restore",
         "originals come back also while nothing is rewritten"
     );
@@ -157,9 +198,14 @@ fn what_the_webhook_would_leave_alone_is_not_healed() {
 fn a_pod_without_an_owner_is_never_evicted() {
     let mut bare = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
     bare.owner = None;
-    check("bare", &bare, Copy::Held, ("unfixable", ""));
+    check("bare", &bare, Source::Held, ("unfixable", ""));
     bare.images[0].rewritten = true;
-    check("bare and refused", &bare, Copy::Refused, ("unfixable", ""));
+    check(
+        "bare and refused",
+        &bare,
+        Source::Refused,
+        ("unfixable", ""),
+    );
 }
 
 #[test]
@@ -167,7 +213,7 @@ fn pods_of_an_owner_are_evicted_three_times_an_hour_at_most() {
     let owned = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
     for (recreated, expect) in [(0, "recreate"), (2, "recreate"), (3, "unfixable")] {
         assert_eq!(
-            act(&owned, Copy::Held, recreated, &snapshot()).label(),
+            act(&owned, Source::Held, recreated, &snapshot()).label(),
             expect
         );
     }
@@ -191,29 +237,119 @@ fn the_reason_why_a_pod_is_not_evicted_is_reported() {
         };
         let keys = vec!["volumes/x".to_owned()];
         assert_eq!(
-            act(stuck_pod, Copy::Held, recreated, &snapshot),
+            act(stuck_pod, Source::Held, recreated, &snapshot),
             Act::Unfixable { keys, why: expect }
         );
     }
 }
 
 #[test]
-fn who_insists_is_left_alone() {
+fn an_image_changes_at_growing_intervals() {
     let mut healed = stuck_pod(image(Kind::Container, false, Progress::Stuck));
     let key = "containers/x".to_owned();
-    for (count, expect) in [(2, "heal"), (3, "exclude")] {
-        healed.history.healed = [(key.clone(), count)].into();
-        assert_eq!(act(&healed, Copy::Held, 0, &snapshot()).label(), expect);
+    for (count, last, expect) in [
+        (1, 986, "nothing"),
+        (1, 985, "heal"),
+        (3, 941, "nothing"),
+        (3, 940, "heal"),
+        (99, 101, "nothing"),
+        (99, 100, "heal"),
+    ] {
+        healed.history.switches = [(key.clone(), Switches { count, last })].into();
+        assert_eq!(
+            act(&healed, Source::Held, 0, &snapshot()).label(),
+            expect,
+            "{count}"
+        );
     }
-    healed.history.healed = [("containers/other".to_owned(), 9)].into();
-    assert_eq!(act(&healed, Copy::Held, 0, &snapshot()).label(), "heal");
-    healed.history.healed = [(key, MAX_HEALS_OF_IMAGE)].into();
+    healed.history.switches = [(
+        "containers/other".to_owned(),
+        Switches {
+            count: 9,
+            last: 999,
+        },
+    )]
+    .into();
+    assert_eq!(act(&healed, Source::Held, 0, &snapshot()).label(), "heal");
+    healed.history.switches = [(
+        key,
+        Switches {
+            count: 1,
+            last: 999,
+        },
+    )]
+    .into();
     let remembered = std::mem::take(&mut healed.history);
     assert_eq!(
-        decide(&healed, &remembered, |_| Copy::Held, 0, &snapshot()),
-        Act::Exclude,
+        decide(
+            &healed,
+            &remembered,
+            |_| Source::Held.known(),
+            0,
+            &snapshot()
+        ),
+        Act::Nothing,
         "somebody took the annotation away"
     );
+}
+
+/// A registry that neither holds the image nor can get it gives the pod its original back, at the
+/// first failure.
+#[test]
+fn a_pod_gets_its_original_back_where_the_registry_cannot_help() {
+    use Source::{Answers, Arriving, Away, Held};
+    let stuck = |rewritten| stuck_pod(image(Kind::Container, rewritten, Progress::Stuck));
+    let decide = |rewritten, source: Source, known: fn(&mut Known)| {
+        let stuck = stuck(rewritten);
+        let known = |_: &Image| {
+            let mut all = source.known();
+            known(&mut all);
+            all
+        };
+        decide(&stuck, &ImageHistory::default(), known, 0, &snapshot()).label()
+    };
+    let once = |_: &mut Known| {};
+    assert_eq!(decide(true, Away, once), "restore");
+    assert_eq!(decide(false, Away, once), "nothing");
+    assert_eq!(decide(true, Answers, once), "nothing", "the copy may come");
+    assert_eq!(decide(true, Answers, |known| known.failures = 2), "restore");
+    assert_eq!(decide(false, Answers, |known| known.failures = 2), "heal");
+    assert_eq!(
+        decide(true, Arriving, |known| known.failures = 9),
+        "nothing"
+    );
+    // Nothing is better than a held copy, whatever the registry does for now.
+    assert_eq!(
+        decide(true, Held, |known| known.failures = 9),
+        "cannot_pull"
+    );
+    // The node cannot pull from the registry yet.
+    assert_eq!(
+        decide(true, Held, |known| known.prepared = false),
+        "restore"
+    );
+    // The node has it.
+    let on_node = |known: &mut Known| known.original = OnNodes::All;
+    assert_eq!(decide(true, Source::Pending, on_node), "restore");
+    assert_eq!(decide(true, Held, on_node), "restore");
+    // Neither name starts.
+    assert_eq!(
+        decide(false, Away, |known| known.failures = 2),
+        "cannot_pull"
+    );
+}
+
+/// `ErrImageNeverPull`: another name of the image is on the node.
+#[test]
+fn an_image_that_is_never_pulled_gets_the_name_that_its_node_has() {
+    let mut never = stuck_pod(image(Kind::Container, false, Progress::Stuck));
+    never.images[0].policy = PullPolicy::Never;
+    let known = |_: &Image| Known {
+        local: OnNodes::All,
+        ..Source::Away.known()
+    };
+    let act = decide(&never, &ImageHistory::default(), known, 0, &snapshot());
+    assert_eq!(act.label(), "heal");
 }
 
 #[test]
@@ -226,7 +362,7 @@ fn the_authors_spelling_comes_back_where_it_means_the_same() {
     ] {
         let mut stuck = stuck_pod(image(Kind::Container, true, Progress::Stuck));
         stuck.images[0].original = original.map(str::to_owned);
-        check("spelling", &stuck, Copy::Refused, ("restore", expect));
+        check("spelling", &stuck, Source::Refused, ("restore", expect));
     }
 }
 
@@ -237,7 +373,7 @@ fn only_what_needs_it_changes() {
     other.name = "y".to_owned();
     other.pointer = "/spec/containers/1/image".to_owned();
     two.images.push(other);
-    let Act::Heal(changes) = act(&two, Copy::Held, 0, &snapshot()) else {
+    let Act::Heal(changes) = act(&two, Source::Held, 0, &snapshot()) else {
         panic!("the second is healed");
     };
     let keys: Vec<_> = changes.iter().map(|change| change.key.as_str()).collect();
@@ -255,7 +391,7 @@ fn the_rest_of_a_stuck_pod_is_healed_with_it() {
     young
         .images
         .push(image(Kind::Container, false, Progress::NotStarted));
-    let Act::Heal(changes) = act(&young, Copy::Held, 0, &snapshot()) else {
+    let Act::Heal(changes) = act(&young, Source::Held, 0, &snapshot()) else {
         panic!("it is healed");
     };
     assert_eq!(changes.len(), 2);
@@ -265,15 +401,16 @@ fn the_rest_of_a_stuck_pod_is_healed_with_it() {
 fn only_an_act_that_leads_to_the_registry_relies_on_it() {
     use Kind::{Container, Volume};
     for (kind, rewritten, copy, expect) in [
-        (Container, false, Copy::Held, &[SOURCE][..]),
-        (Volume, false, Copy::Held, &[SOURCE]),
-        (Container, true, Copy::Refused, &[]),
-        (Volume, true, Copy::Refused, &[]),
-        (Container, false, Copy::Pending, &[]),
+        (Container, false, Source::Held, &[SOURCE][..]),
+        (Volume, false, Source::Held, &[SOURCE]),
+        (Container, true, Source::Refused, &[]),
+        (Volume, true, Source::Refused, &[]),
+        (Container, false, Source::Pending, &[]),
     ] {
         let stuck_pod = stuck_pod(image(kind, rewritten, Progress::Stuck));
         let act = act(&stuck_pod, copy, 0, &snapshot());
-        assert_eq!(relies_on(&act, |_| copy), expect, "{kind:?} {copy:?}");
+        let is_held = |_: &str| copy == Source::Held;
+        assert_eq!(relies_on(&act, is_held), expect, "{kind:?} {copy:?}");
     }
-    assert!(relies_on(&Act::Exclude, |_| Copy::Held).is_empty());
+    assert!(relies_on(&Act::Nothing, |_| true).is_empty());
 }
