@@ -8,7 +8,7 @@ use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_cluster_model::{advice, pod_facts};
 use holdfast_config::{FailurePolicy, HealingMode};
-use holdfast_core::delivery::{Copy, Name, PullPolicy};
+use holdfast_core::delivery::{Copy, Name, OnNodes, PullPolicy};
 use holdfast_core::meaning::{self, Meaning, PodImageMeaning};
 use holdfast_core::pod::{self, Kind};
 use holdfast_core::workload::{controller_of, text};
@@ -372,7 +372,7 @@ impl<'a> Images<'a> {
         // The reports of the node agents say more than the nodes' status.
         let is_everywhere = delivery
             .zip(plan.original.as_ref())
-            .is_some_and(|(delivery, it)| delivery.on_all_nodes.contains(it));
+            .is_some_and(|(delivery, it)| delivery.source(it).1 == OnNodes::All);
         let of_node = |node: &Node| {
             let is_reported = is_everywhere && node.ready && node.in_scope && !node.cordoned;
             let starts = |name: &Option<Reference>| {
