@@ -49,6 +49,8 @@ impl Names {
         webhook = "webhook";
         /// Deployment and Lease of the controller.
         controller = "controller";
+        /// Headless Service of the controller's API for node agents.
+        controller_internal = "controller-internal";
         /// DaemonSet of the node agent.
         node_agent = "node-agent";
         /// ConfigMap with the configuration.
@@ -61,6 +63,8 @@ impl Names {
         webhook_tls = "webhook-tls";
         /// Secret with the controller's client certificate.
         controller_tls = "controller-tls";
+        /// Secret with the node agents' client certificate.
+        node_agent_tls = "node-agent-tls";
         /// Secret with the upload secret and the node credential.
         registry_auth = "registry-auth";
         /// Secret with [`crate::state::NodeState`].
@@ -75,6 +79,11 @@ impl Names {
     pub fn controller_user(&self) -> String {
         let account = self.controller();
         format!("system:serviceaccount:{}:{account}", self.namespace)
+    }
+
+    /// The URI in the client certificate of the release's node agents.
+    pub fn node_agent_identity(&self) -> String {
+        format!("holdfast://node-agent/{}.{}", self.namespace, self.fullname)
     }
 
     /// `NAME.NAMESPACE.svc`, the DNS name of one of the Services.

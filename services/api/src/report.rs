@@ -4,6 +4,12 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The port of the controller's API for node agents.
+pub const PORT: u16 = 5002;
+/// Where a node's report is posted: this and the node's name.
+pub const PATH: &str = "/internal/v1/nodes/";
+/// The common name in the client certificate of node agents.
+pub const COMMON_NAME: &str = "holdfast-node-agent";
 /// Image IDs in a report.
 pub const MAX_IMAGES: usize = 2000;
 /// Bytes of a report as JSON.

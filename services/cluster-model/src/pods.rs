@@ -11,6 +11,7 @@ use holdfast_api::names::Names;
 use holdfast_core::{pod as core_pod, workload};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The facts of a pod.
@@ -48,6 +49,8 @@ pub struct Agent {
     pub ready: bool,
     /// When the pod was made, in seconds since 1970.
     pub created: i64,
+    /// Its IP addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Whether a pod is one of the node agent's.
@@ -103,6 +106,7 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
             ready: pod.metadata.deletion_timestamp.is_none()
                 && workload::condition_is_true(&document, &["Ready"]),
             created: created(&pod.metadata),
+            addresses: addresses_of(pod),
         }),
         ..PodFacts::default()
     };
@@ -112,6 +116,19 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
     })
     .map(Arc::new);
     facts
+}
+
+/// The IP addresses of a pod; none of one that has ended, because another pod may have them.
+fn addresses_of(pod: &Pod) -> Vec<IpAddr> {
+    let has_ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
+    let status = pod.status.as_ref();
+    let status = status.filter(|status| !status.phase.as_deref().is_some_and(has_ended));
+    let addresses = status
+        .iter()
+        .flat_map(|status| status.pod_ips.iter().flatten());
+    addresses
+        .filter_map(|address| address.ip.parse::<IpAddr>().ok())
+        .collect()
 }
 
 /// The pod as JSON without its managed fields.

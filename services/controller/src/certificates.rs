@@ -15,10 +15,10 @@ mod tests;
 
 use crate::{Context, apply};
 use futures::{StreamExt as _, TryStreamExt as _};
-use holdfast_api::labels;
+use holdfast_api::{labels, report};
 use holdfast_cluster_model::cluster_ips;
 use holdfast_runtime::supervise::Heartbeat;
-use holdfast_runtime::tls::ClientTls;
+use holdfast_runtime::tls::{ClientTls, ServerTls};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::api::{Api, Patch, PatchParams};
@@ -59,10 +59,24 @@ pub struct Issued {
     /// The CA bundle, PEM; empty before the first round.
     pub bundle: watch::Sender<String>,
     client: Mutex<Option<ClientTls>>,
+    server: Mutex<Option<Serving>>,
     /// Wakes the loop.
     pub wake: Notify,
     /// Parts whose pods must be notified of changed Secrets.
     pub mounts: mounts::Changed,
+}
+
+/// The controller's serving certificate, and what it was made of: certificate, key and bundle.
+#[derive(Clone)]
+struct Serving {
+    tls: ServerTls,
+    made_of: [Vec<u8>; 3],
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
 }
 
 impl Default for Issued {
@@ -70,6 +84,7 @@ impl Default for Issued {
         Self {
             bundle: watch::Sender::new(String::new()),
             client: Mutex::default(),
+            server: Mutex::default(),
             wake: Notify::new(),
             mounts: mounts::Changed::default(),
         }
@@ -83,7 +98,33 @@ impl Issued {
         self.client.lock().clone()
     }
 
+    /// The controller's serving certificate, which requires client certificates, once it exists.
+    /// Renewals replace it in place.
+    pub fn server(&self) -> Option<ServerTls> {
+        self.server
+            .lock()
+            .as_ref()
+            .map(|serving| serving.tls.clone())
+    }
+
+    /// A replacement ends connections, so equal material replaces nothing.
+    fn serve(&self, bundle: &str, certificate: &[u8], key: &[u8]) -> Result<(), Error> {
+        let made_of = [certificate, key, bundle.as_bytes()].map(<[u8]>::to_vec);
+        let mut server = self.server.lock();
+        let tls = match &*server {
+            Some(serving) if serving.made_of == made_of => return Ok(()),
+            Some(serving) => {
+                serving.tls.replace(certificate, key, bundle.as_bytes())?;
+                serving.tls.clone()
+            }
+            None => ServerTls::from_pem(certificate, key, bundle.as_bytes())?,
+        };
+        *server = Some(Serving { tls, made_of });
+        Ok(())
+    }
+
     fn publish(&self, bundle: &str, certificate: &[u8], key: &[u8]) -> Result<(), Error> {
+        self.serve(bundle, certificate, key)?;
         let identity = Some((certificate, key));
         if let Some(client) = self.client() {
             client.replace(bundle.as_bytes(), identity)?;
@@ -335,7 +376,12 @@ fn wanted(context: &Context, addresses: &[String]) -> Vec<Wanted> {
     wanted.push(Wanted {
         leaf: Leaf::Controller,
         common_name: "holdfast-controller",
-        names: BTreeSet::new(),
+        names: service(names.controller_internal()).into_iter().collect(),
+    });
+    wanted.push(Wanted {
+        leaf: Leaf::NodeAgent,
+        common_name: report::COMMON_NAME,
+        names: BTreeSet::from([names.node_agent_identity()]),
     });
     wanted
 }
@@ -345,6 +391,7 @@ fn secret_name(context: &Context, leaf: Leaf) -> String {
         Leaf::Registry => context.names.registry_tls(),
         Leaf::Webhook => context.names.webhook_tls(),
         Leaf::Controller => context.names.controller_tls(),
+        Leaf::NodeAgent => context.names.node_agent_tls(),
     }
 }
 

@@ -99,7 +99,7 @@ impl Observed {
             Delivery {
                 state: DeliveryState {
                     hosts: hosts.states(now),
-                    foreign: Vec::new(),
+                    foreign: context.reports.foreign_hosts(),
                     unprepared,
                 },
                 held,

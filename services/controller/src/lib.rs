@@ -15,6 +15,7 @@ pub mod healing;
 pub mod index;
 mod metrics;
 pub mod nodes;
+pub mod reports;
 pub mod state;
 
 use events::Publisher;
@@ -99,6 +100,10 @@ pub struct Context {
     pub access: tokio::sync::watch::Sender<Option<AccessList>>,
     /// The address of the registry's internal API, if the name of its Service does not resolve.
     pub registry: Option<SocketAddr>,
+    /// Where node agents report their nodes; `None`: nowhere.
+    pub agents: Option<SocketAddr>,
+    /// What node agents reported.
+    pub reports: Arc<reports::Reports>,
     /// Publishes the events of all loops.
     pub events: Publisher,
     /// Former addresses of the registry, and when pods last named them.
@@ -147,6 +152,8 @@ impl Context {
             healing: Arc::new(healing::Healing::new(policy)),
             access: tokio::sync::watch::Sender::new(None),
             registry: None,
+            agents: None,
+            reports: Arc::default(),
         })
     }
 
@@ -199,6 +206,7 @@ impl Context {
         self.spawn(supervisor, "state", state::run);
         self.spawn(supervisor, "delivery", delivery::run);
         self.spawn(supervisor, "node_taints", nodes::run);
+        self.spawn(supervisor, "reports", reports::run);
         self.spawn(supervisor, "preload", artifacts::preload::run);
         self.spawn(supervisor, "healing", healing::run);
         self.spawn(supervisor, "comparing_owners", comparing_owners::run);
@@ -254,6 +262,8 @@ pub async fn run(
     let metrics = Metrics::register(&mut registry);
     let mut context = Context::new(client, config, metrics)?;
     context.registry = outside.registry;
+    // Agents find the controller by its Service only.
+    context.agents = outside.admin.is_none().then(reports::listen_address);
     serve(context, registry, level, &identity, admin_listener, stop).await
 }
 

@@ -75,6 +75,7 @@ pub struct Metrics {
     excluded_sources: Gauge,
     excluded_owners: Gauge,
     nodes: Family<StateLabel, Gauge>,
+    report_age: Gauge,
     excluded_namespaces: Gauge,
 }
 
@@ -164,8 +165,7 @@ impl Metrics {
             ),
             nodes: group.add(
                 "nodes",
-                "Nodes in scope by state: prepared, unprepared, not Ready, or held back by the \
-                 startup taint",
+                "Nodes in scope: prepared, unprepared, not Ready, or held by the startup taint",
                 Family::default(),
             ),
             excluded_owners: group.add(
@@ -178,6 +178,7 @@ impl Metrics {
                 "Namespaces that are not rewritten because a policy denies that",
                 Gauge::default(),
             ),
+            report_age: report_age(registry),
         }
     }
 
@@ -250,6 +251,12 @@ impl Metrics {
         set(&self.nodes.get_or_create(&StateLabel { state }), count);
     }
 
+    pub(crate) fn report_age(&self, seconds: Option<u64>) {
+        let seconds = seconds.unwrap_or(0);
+        self.report_age
+            .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
     pub(crate) fn excluded_namespaces(&self, count: usize) {
         set(&self.excluded_namespaces, count);
     }
@@ -259,6 +266,16 @@ impl Metrics {
             .get_or_create(&CertificateLabel { certificate })
             .set(at as f64);
     }
+}
+
+/// The agents' metric, so without the prefix of the others.
+fn report_age(registry: &mut Registry) -> Gauge {
+    Group::own(registry, "").measure(
+        "node_report_age",
+        "Time since the report of the node agent that has not reported for longest; 0 without any",
+        Unit::Seconds,
+        Gauge::default(),
+    )
 }
 
 fn set(gauge: &Gauge, count: usize) {

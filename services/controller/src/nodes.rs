@@ -83,6 +83,11 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
             .is_some_and(|state| state.rewrite);
         let nodes = survey(&context, jiff::Timestamp::now());
         record_metrics(&context, &nodes);
+        let names = nodes.iter().map(|node| node.name.as_str()).collect();
+        context.reports.retain(&names);
+        context
+            .metrics
+            .report_age(context.reports.age(Instant::now()));
         let now = born.elapsed();
         paused.retain(|_, until| *until > Instant::now());
         for (node, act) in memory.decide(&nodes, policy, rewriting, now) {

@@ -16,11 +16,12 @@ use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::collections::BTreeMap;
 
-const OURS: [&str; 5] = [
+const OURS: [&str; 6] = [
     "holdfast-ca",
     "holdfast-registry-tls",
     "holdfast-webhook-tls",
     "holdfast-controller-tls",
+    "holdfast-node-agent-tls",
     "holdfast-registry-auth",
 ];
 

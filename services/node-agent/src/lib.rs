@@ -10,7 +10,8 @@
 //! - `runtimes` holds what differs between container runtimes; `cri` is what they share.
 //! - `plan` (pure), `journal` and `host` change files so that they can be restored.
 //! - `readiness` (pure) judges the pulls; `node_events`, `status` and `metrics` report.
-//! - `report` reads what the node holds, with the pull records of the kubelet (`records`).
+//! - `report` reads what the node holds, with the pull records of the kubelet (`records`), and
+//!   `send` sends it to the controller.
 //! - `state_watch` receives the wanted state.
 
 pub mod agent;
@@ -24,6 +25,7 @@ pub mod readiness;
 pub mod records;
 pub mod report;
 pub mod runtimes;
+pub mod send;
 pub mod state_watch;
 pub mod status;
 
@@ -48,6 +50,7 @@ use node_events::NodeEvents;
 use report::Reporter;
 use runtimes::containerd::Containerd;
 use runtimes::{AgentPod, HostRuntime};
+use send::Sender;
 use status::Status;
 
 /// A round takes longer than this only if it is stuck: a pull may take two minutes.
@@ -101,6 +104,7 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
         folders,
         names,
         node: variable("NODE_NAME"),
+        certificate: Some(PathBuf::from("/etc/holdfast/tls")),
     };
     serve(env, agent_config, level, listener, stop).await;
     Ok(())
@@ -115,6 +119,8 @@ pub struct Env {
     pub names: Names,
     /// The node's name. If it is empty, no events are written.
     pub node: String,
+    /// The folder with the client certificate for the controller; `None`: nothing is sent.
+    pub certificate: Option<PathBuf>,
 }
 
 /// Runs the agent in the given environment and serves the admin endpoints on `listener`, until
@@ -130,6 +136,7 @@ pub async fn serve(
         folders,
         names,
         node,
+        certificate,
     } = env;
     let health = Health::default();
     let mut registry = holdfast_runtime::metrics::registry("node_agent");
@@ -150,7 +157,7 @@ pub async fn serve(
         });
     let (sender, states) = watch::channel(kept);
     let (events, queued) = NodeEvents::new();
-    let (reports, _) = watch::channel(None);
+    let (reports, reported_to) = watch::channel(None);
     let reporter = Arc::new(Mutex::new(Reporter::new(
         node.clone(),
         Containerd::new(folders.clone()),
@@ -178,6 +185,13 @@ pub async fn serve(
         let (reporter, status) = (Arc::clone(&reporter), reported.clone());
         async move { reporter.lock().await.run(&status, &heartbeat).await }
     });
+    if let Some(folder) = certificate {
+        let names = names.clone();
+        supervisor.spawn("send", API_STUCK_AFTER, move |heartbeat| {
+            let (names, folder, reports) = (names.clone(), folder.clone(), reported_to.clone());
+            async move { Sender::new(&names, &folder)?.run(reports, &heartbeat).await }
+        });
+    }
     supervisor.spawn("host", ROUND_STUCK_AFTER, move |heartbeat| {
         rounds(Arc::clone(&agent), states.clone(), heartbeat)
     });

@@ -167,8 +167,26 @@ fn a_pod_knows_its_owner_and_whether_it_is_alive() {
             node: "n1".to_owned(),
             ready: true,
             created: 0,
+            addresses: Vec::new(),
         })
     );
+}
+
+#[test]
+fn an_agent_has_the_addresses_of_its_pod_until_it_ends() {
+    let scope = scope(json!({}));
+    let facts = |extra| pod_facts(&pod(extra), &[], &scope, true);
+    let addresses = |phase: &str| {
+        let ips = json!([{"ip": "10.1.0.7"}, {"ip": "fd00::7"}, {"ip": "none"}]);
+        let pod = facts(json!({"status": {"phase": phase, "podIPs": ips}}));
+        let addresses = pod.agent.unwrap().addresses.into_iter();
+        addresses
+            .map(|address| address.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(addresses("Running"), ["10.1.0.7", "fd00::7"]);
+    // Another pod may have them now.
+    assert!(addresses("Succeeded").is_empty() && addresses("Failed").is_empty());
 }
 
 #[test]

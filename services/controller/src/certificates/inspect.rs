@@ -125,7 +125,7 @@ fn names(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
         .general_names
         .iter()
         .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
             GeneralName::IPAddress(bytes) => match bytes.len() {
                 4 => <[u8; 4]>::try_from(*bytes)
                     .ok()

@@ -65,17 +65,18 @@ pub fn leaf(now: i64, ca: &Ca, want: &Wanted) -> Result<(String, String), Error>
     for name in &want.names {
         params.subject_alt_names.push(match name.parse::<IpAddr>() {
             Ok(address) => SanType::IpAddress(address),
+            Err(_) if name.contains("://") => SanType::URI(name.as_str().try_into()?),
             Err(_) => SanType::DnsName(name.as_str().try_into()?),
         });
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = match want.leaf {
-        Leaf::Registry => vec![
+        Leaf::Registry | Leaf::Controller => vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ],
         Leaf::Webhook => vec![ExtendedKeyUsagePurpose::ServerAuth],
-        Leaf::Controller => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Leaf::NodeAgent => vec![ExtendedKeyUsagePurpose::ClientAuth],
     };
     params.use_authority_key_identifier_extension = true;
     validity(&mut params, now, LEAF_LIFE);

@@ -10,8 +10,10 @@ pub enum Leaf {
     Registry,
     /// The webhook's, for serving.
     Webhook,
-    /// The controller's, as a client of the registry.
+    /// The controller's, as a client of the registry, and for serving node agents.
     Controller,
+    /// The node agents', as clients of the controller.
+    NodeAgent,
 }
 
 impl Leaf {
@@ -21,6 +23,7 @@ impl Leaf {
             Self::Registry => "registry",
             Self::Webhook => "webhook",
             Self::Controller => "controller",
+            Self::NodeAgent => "node-agent",
         }
     }
 
@@ -30,6 +33,7 @@ impl Leaf {
             Self::Registry => Some(labels::COMPONENT_REGISTRY),
             Self::Webhook => Some(labels::COMPONENT_WEBHOOK),
             Self::Controller => None,
+            Self::NodeAgent => Some(labels::COMPONENT_NODE_AGENT),
         }
     }
 }
@@ -41,7 +45,7 @@ pub struct Wanted {
     pub leaf: Leaf,
     /// The subject's common name.
     pub common_name: &'static str,
-    /// DNS names and IP addresses; empty for a client certificate.
+    /// DNS names, IP addresses and URIs.
     pub names: BTreeSet<String>,
 }
 
@@ -99,7 +103,7 @@ pub struct LeafFacts {
     pub not_after: i64,
     /// The subject's common name.
     pub common_name: String,
-    /// DNS names and IP addresses.
+    /// DNS names, IP addresses and URIs.
     pub names: BTreeSet<String>,
     /// The identifier of the key that signed it.
     pub issuer_key_id: Vec<u8>,

@@ -54,18 +54,41 @@ impl TlsFiles {
     }
 
     fn load(&self) -> Result<rustls::ServerConfig, Error> {
-        let origin = self.certificate.display().to_string();
-        let chain = certificates(&read(&self.certificate)?, &origin)?;
-        let key = private_key(&read(&self.key)?, &self.key.display().to_string())?;
+        let ca = match self.client_auth {
+            ClientAuth::None => Vec::new(),
+            _ => read(&self.client_ca)?,
+        };
+        Parts {
+            certificate: (
+                &read(&self.certificate)?,
+                &self.certificate.to_string_lossy(),
+            ),
+            key: (&read(&self.key)?, &self.key.to_string_lossy()),
+            client_ca: (&ca, &self.client_ca.to_string_lossy()),
+            client_auth: self.client_auth,
+        }
+        .config()
+    }
+}
+
+/// What a serving configuration is made of: each text, PEM, with its origin for errors.
+struct Parts<'a> {
+    certificate: (&'a [u8], &'a str),
+    key: (&'a [u8], &'a str),
+    client_ca: (&'a [u8], &'a str),
+    client_auth: ClientAuth,
+}
+
+impl Parts<'_> {
+    fn config(&self) -> Result<rustls::ServerConfig, Error> {
+        let chain = certificates(self.certificate.0, self.certificate.1)?;
+        let key = private_key(self.key.0, self.key.1)?;
         let builder = rustls::ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?;
         let builder = if self.client_auth == ClientAuth::None {
             builder.with_no_client_auth()
         } else {
-            let roots = roots(
-                &read(&self.client_ca)?,
-                &self.client_ca.display().to_string(),
-            )?;
+            let roots = roots(self.client_ca.0, self.client_ca.1)?;
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
             let verifier = match self.client_auth {
                 ClientAuth::Required => verifier,
@@ -79,10 +102,11 @@ impl TlsFiles {
     }
 }
 
-/// A serving configuration that follows its files. Clones share it.
+/// A serving configuration that follows its files or is replaced. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
-    files: Arc<TlsFiles>,
+    /// `None` if it was not read from files.
+    files: Option<Arc<TlsFiles>>,
     current: Arc<ArcSwap<rustls::ServerConfig>>,
 }
 
@@ -92,9 +116,27 @@ impl ServerTls {
     pub fn from_files(files: TlsFiles) -> Result<Self, Error> {
         let current = Arc::new(ArcSwap::from_pointee(files.load()?));
         Ok(Self {
-            files: Arc::new(files),
+            files: Some(Arc::new(files)),
             current,
         })
+    }
+
+    /// A configuration that is not in files: certificate chain, key and the CA of clients, PEM.
+    /// Clients must present a certificate.
+    pub fn from_pem(certificate: &[u8], key: &[u8], client_ca: &[u8]) -> Result<Self, Error> {
+        let config = in_memory(certificate, key, client_ca)?;
+        Ok(Self {
+            files: None,
+            current: Arc::new(ArcSwap::from_pointee(config)),
+        })
+    }
+
+    /// Replaces a configuration of [`ServerTls::from_pem`]. Connections of clients that the former
+    /// one verified end. On an error the last valid one stays.
+    pub fn replace(&self, certificate: &[u8], key: &[u8], client_ca: &[u8]) -> Result<(), Error> {
+        let config = in_memory(certificate, key, client_ca)?;
+        self.current.store(Arc::new(config));
+        Ok(())
     }
 
     /// The configuration for the next connection.
@@ -104,8 +146,9 @@ impl ServerTls {
 
     /// The CA of client certificates, if clients must present one.
     pub(crate) fn required_ca(&self) -> Option<&Path> {
-        let is_required = self.files.client_auth == ClientAuth::Required;
-        is_required.then_some(&self.files.client_ca)
+        let files = self.files.as_ref()?;
+        let is_required = files.client_auth == ClientAuth::Required;
+        is_required.then_some(&files.client_ca)
     }
 
     /// Whether `config` is the current configuration. Connections of older ones should end.
@@ -115,7 +158,9 @@ impl ServerTls {
 
     /// Reads the files again. On an error the last valid configuration stays.
     pub fn reload(&self) -> Result<(), Error> {
-        self.current.store(Arc::new(self.files.load()?));
+        if let Some(files) = &self.files {
+            self.current.store(Arc::new(files.load()?));
+        }
         Ok(())
     }
 
@@ -133,10 +178,26 @@ impl ServerTls {
         reloads: Reloads,
         shutdown: CancellationToken,
     ) {
-        let paths = self.files.paths();
+        let Some(paths) = self.files.as_ref().map(|files| files.paths()) else {
+            return;
+        };
         files::watch(paths, every, shutdown, move || {
             reloads.record("tls", &self.reload());
         })
         .await;
     }
+}
+
+fn in_memory(
+    certificate: &[u8],
+    key: &[u8],
+    client_ca: &[u8],
+) -> Result<rustls::ServerConfig, Error> {
+    Parts {
+        certificate: (certificate, "the certificate"),
+        key: (key, "the key"),
+        client_ca: (client_ca, "the CA bundle"),
+        client_auth: ClientAuth::Required,
+    }
+    .config()
 }

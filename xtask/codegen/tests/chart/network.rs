@@ -82,8 +82,11 @@ fn every_port_of_every_part_is_reached_by_those_who_need_it() {
             "{part}"
         );
         for (port, peers) in ports {
-            let expect =
-                (port == "internal").then(|| vec![pods_of("registry"), pods_of("controller")]);
+            let expect = match port.as_str() {
+                "internal" => Some(vec![pods_of("registry"), pods_of("controller")]),
+                "agents" => Some(vec![pods_of("node-agent")]),
+                _ => None,
+            };
             assert_eq!(peers, expect, "{part} {port}");
         }
     }

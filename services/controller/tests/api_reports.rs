@@ -1,0 +1,112 @@
+//! Reports of node agents, from the agent's sender to the controller, against a real API server.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod bare;
+
+use bare::{Bare, NAMESPACE, Registry, eventually, run};
+use holdfast_api::report::{NodeReport, ReportedImage};
+use holdfast_controller::certificates;
+use holdfast_core::kubelet::Credentials;
+use holdfast_node_agent::send::Sender;
+use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::path::Path;
+
+/// The certificate in a Secret, as a pod mounts it.
+async fn mount(bare: &Bare, secret: &str, folder: &Path) {
+    let api: Api<Secret> = Api::namespaced(bare.client.clone(), NAMESPACE);
+    for (file, bytes) in api.get(secret).await.unwrap().data.unwrap() {
+        std::fs::write(folder.join(file), bytes.0).unwrap();
+    }
+}
+
+/// Makes a node and its agent, which has this address.
+async fn node_with_agent(bare: &Bare, node: &str, address: &str) {
+    let object = json!({"metadata": {"name": node}});
+    bare.create_global::<Node>(object).await;
+    let name = format!("agent-{node}");
+    let pod = json!({
+        "metadata": {"name": name, "labels": {
+            "app.kubernetes.io/component": "node-agent", "app.kubernetes.io/instance": "holdfast",
+        }},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "image": "holdfast:1"}]},
+    });
+    bare.create::<Pod>(NAMESPACE, pod).await;
+    let status = json!({"status": {
+        "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+    }});
+    Api::<Pod>::namespaced(bare.client.clone(), NAMESPACE)
+        .patch_status(&name, &PatchParams::default(), &Patch::Merge(status))
+        .await
+        .unwrap();
+}
+
+fn report(node: &str) -> NodeReport {
+    NodeReport {
+        node: node.to_owned(),
+        gate: true,
+        image_ids: vec![ReportedImage {
+            id: "sha256:aa".to_owned(),
+            names: vec!["docker.io/library/nginx:1".to_owned()],
+            ..ReportedImage::default()
+        }],
+        ..NodeReport::default()
+    }
+}
+
+#[tokio::test]
+async fn only_the_agent_of_a_node_reports_it_and_the_report_goes_with_the_node() {
+    let bare = Bare::start().await;
+    bare.registry_service().await;
+    let mut context = bare.context();
+    certificates::round(&context).await.unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    context.agents = Some(address);
+    let registry = Registry::start().await;
+    let _running = run(&context, &registry);
+    node_with_agent(&bare, "here", "127.0.0.1").await;
+    node_with_agent(&bare, "there", "10.9.9.9").await;
+
+    let folder = tempfile::tempdir().unwrap();
+    mount(&bare, "holdfast-node-agent-tls", folder.path()).await;
+    let deaf: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    eventually("the agent's report is taken", async || {
+        let mut sender = Sender::new(&context.names, folder.path()).unwrap();
+        sender.send(&report("here"), &[deaf, address]).await
+    })
+    .await;
+    let starts = |node: &str| {
+        let reports = &context.reports;
+        reports.starts("nginx:1", node, &Credentials::default())
+    };
+    assert_eq!(starts("here"), Some(true));
+
+    // The agent of another node, and a client that is no agent.
+    let mut sender = Sender::new(&context.names, folder.path()).unwrap();
+    assert!(!sender.send(&report("there"), &[address]).await);
+    assert!(!sender.send(&report("here/../there"), &[address]).await);
+    let other = tempfile::tempdir().unwrap();
+    mount(&bare, "holdfast-registry-tls", other.path()).await;
+    let mut registry = Sender::new(&context.names, other.path()).unwrap();
+    assert!(!registry.send(&report("here"), &[address]).await);
+    assert_eq!(starts("there"), None);
+
+    // A report that was taken is not sent again.
+    assert!(sender.send(&report("here"), &[address]).await);
+    assert!(sender.send(&report("here"), &[address]).await);
+    assert!(!sender.send(&report("here"), &[deaf]).await);
+
+    let nodes: Api<Node> = Api::all(bare.client.clone());
+    nodes
+        .delete("here", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("the report goes with its node", async || {
+        starts("here").is_none()
+    })
+    .await;
+}
