@@ -99,7 +99,7 @@ impl Observed {
             Delivery {
                 state: DeliveryState {
                     hosts: hosts.states(now),
-                    foreign: context.reports.foreign_hosts(),
+                    foreign: Vec::new(),
                     unprepared,
                 },
                 held,

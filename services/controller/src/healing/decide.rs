@@ -283,7 +283,7 @@ fn change(image: &Image, to: String) -> Change {
 
 /// The reference that the author wrote, if the pod's annotation is consistent with the source; else
 /// the canonical form.
-fn original(image: &Image) -> String {
+pub(super) fn original(image: &Image) -> String {
     image
         .original
         .as_ref()

@@ -1,7 +1,7 @@
 //! Finds pods that need healing and the state of their copies, and collects the acts. Changes
 //! nothing in the cluster.
 
-use super::decide::{Act, Known, Snapshot, decide, relies_on};
+use super::decide::{Act, Known, Snapshot, decide, original, relies_on};
 use super::unfillable;
 use super::{
     Healer, MAX_CONFIRMATIONS_PER_ROUND, NOTE_TTL, Note, SECOND_FAILURE_SECONDS, SourceState,
@@ -17,8 +17,8 @@ use holdfast_api::state::EVERY_SOURCE;
 use holdfast_api::{Artifact, artifact_name};
 use holdfast_cluster_model::pull_status::{Image, Progress, StuckPod};
 use holdfast_config::HealingMode;
-use holdfast_core::Reference;
 use holdfast_core::delivery::{Copy, OnNodes, Upstream};
+use holdfast_core::{Reference, rewrite};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -151,6 +151,10 @@ impl Healer {
             .node
             .as_ref()
             .is_none_or(|node| unprepared.binary_search(node).is_err());
+        let local = |image: &Image| {
+            let source = Reference::parse(&image.source).ok()?;
+            rewrite::rewrite(&source, snapshot.address.as_deref()?)
+        };
         let known = |image: &Image| {
             let source = state_of(sources, namespace, &image.source);
             let since = self.stuck_since.get(&failure_key(stuck_pod, image));
@@ -159,13 +163,24 @@ impl Healer {
             Known {
                 copy: source.copy,
                 upstream: source.upstream,
-                original: OnNodes::Unknown,
-                local: OnNodes::Unknown,
+                original: self.on_node(stuck_pod, &original(image)),
+                local: local(image).map_or(OnNodes::Unknown, |text| self.on_node(stuck_pod, &text)),
                 prepared: is_prepared,
                 failures: if failed_twice { 2 } else { 1 },
             }
         };
         decide(stuck_pod, &history, known, recreated, snapshot)
+    }
+
+    /// Whether the pod's node starts an image by this name without a pull, as its agent reported.
+    fn on_node(&self, stuck_pod: &StuckPod, text: &str) -> OnNodes {
+        let node = stuck_pod.node.as_deref();
+        let reports = &self.context.reports;
+        match node.and_then(|node| reports.starts(text, node, &stuck_pod.credentials)) {
+            Some(true) => OnNodes::All,
+            Some(false) => OnNodes::None,
+            None => OnNodes::Unknown,
+        }
     }
 
     /// Records since when images are stuck under their present names. A kubelet tries again after
