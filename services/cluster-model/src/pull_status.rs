@@ -6,8 +6,9 @@ use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_core::delivery::PullPolicy;
 use holdfast_core::kubelet::Credentials;
+use holdfast_core::meaning::{self, MAX_SOURCE_BYTES};
 use holdfast_core::pod::{self, Kind, PodImage};
-use holdfast_core::{meaning, workload};
+use holdfast_core::workload;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -28,6 +29,8 @@ pub struct StuckPod {
     pub owner: Option<Owner>,
     /// Whether the webhook would rewrite it now.
     pub wanted: bool,
+    /// Whether one of its containers runs.
+    pub running: bool,
     /// The node to which it is bound.
     pub node: Option<String>,
     /// What it brings to use private images of its node.
@@ -107,7 +110,10 @@ pub fn stuck_pod(
         .map(|(source, found)| Image {
             kind: found.image.kind,
             progress: waiting.progress(&found.image, &source),
-            original: found.annotated_text().map(str::to_owned),
+            original: found
+                .annotated_text()
+                .filter(|text| text.len() <= MAX_SOURCE_BYTES)
+                .map(str::to_owned),
             rewritten: found.meaning.is_rewritten(),
             local: found.meaning.is_at_registry(),
             pointer: found.image.pointer,
@@ -134,6 +140,7 @@ pub fn stuck_pod(
             .map_or(0, Timestamp::as_second),
         owner: Owner::above(document),
         wanted,
+        running: runs(document),
         node: text("/spec/nodeName").map(str::to_owned),
         credentials: Credentials {
             namespace: text("/metadata/namespace").unwrap_or_default().to_owned(),
@@ -143,6 +150,16 @@ pub fn stuck_pod(
         images,
         history,
     })
+}
+
+/// Whether a container of the pod runs.
+fn runs(document: &Value) -> bool {
+    let statuses = ["containerStatuses", "initContainerStatuses"]
+        .into_iter()
+        .filter_map(|list| document.pointer(&format!("/status/{list}"))?.as_array());
+    statuses
+        .flatten()
+        .any(|status| status.pointer("/state/running").is_some())
 }
 
 /// Whether a pod is never changed: finished and terminating pods, static pods, those that opt out,

@@ -9,6 +9,8 @@ mod unprepared;
 
 use crate::index::ClusterIndex;
 use crate::{Context, apply};
+use holdfast_api::Artifact;
+use holdfast_api::artifact::Reason;
 use holdfast_api::delivery::{Delivery, DeliveryState, SourceSet};
 use holdfast_runtime::supervise::Heartbeat;
 use hosts::Hosts;
@@ -75,6 +77,17 @@ async fn read(context: &Context) -> Result<Option<ConfigMap>, kube::Error> {
     maps.get_opt(&context.names.delivery()).await
 }
 
+/// Whether the registry holds the image of an Artifact. While the registry does not answer, as after
+/// a power cut, what it held before counts.
+pub(crate) fn is_held(artifact: &Artifact) -> bool {
+    let unanswered = [Reason::RegistryUnavailable, Reason::PullSecretUnreadable];
+    let reason = artifact.reason();
+    let is_unanswered = unanswered
+        .iter()
+        .any(|known| reason == Some(known.as_str()));
+    artifact.is_ready() || is_unanswered && artifact.was_copied()
+}
+
 /// What the loop remembers of earlier looks.
 struct Observed {
     hosts: Hosts,
@@ -93,7 +106,7 @@ impl Observed {
             hosts.observe(artifacts.iter().map(|(key, it)| (key, it.as_ref())), now);
             let held: SourceSet = artifacts
                 .iter()
-                .filter(|(_, artifact)| artifact.is_ready())
+                .filter(|(_, artifact)| is_held(artifact))
                 .map(|(_, artifact)| artifact.spec.source_artifact.as_str())
                 .collect();
             Delivery {
@@ -106,5 +119,28 @@ impl Observed {
                 ..Delivery::default()
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::healing::fixtures::artifact;
+
+    #[test]
+    fn a_registry_that_does_not_answer_still_holds_what_it_held() {
+        for (reason, copied, expect) in [
+            ("Copied", true, true),
+            ("RegistryUnavailable", true, true),
+            ("RegistryUnavailable", false, false),
+            ("PullSecretUnreadable", true, true),
+            ("UpstreamUnavailable", true, false),
+            ("NoSpace", true, false),
+        ] {
+            let mut artifact = artifact("r.io/a:1", reason, 1);
+            let digest = copied.then(|| "sha256:0".to_owned());
+            artifact.status.as_mut().unwrap().digest = digest;
+            assert_eq!(is_held(&artifact), expect, "{reason} {copied}");
+        }
     }
 }

@@ -174,6 +174,8 @@ struct SourceState {
     upstream: Upstream,
     /// Why its upstream refuses it, if it did for long enough.
     refused: String,
+    /// Whether pods of the namespace may have it from the registry.
+    permitted: bool,
 }
 
 impl Default for SourceState {
@@ -182,6 +184,7 @@ impl Default for SourceState {
             copy: Copy::Absent,
             upstream: Upstream::Unknown,
             refused: String::new(),
+            permitted: false,
         }
     }
 }

@@ -224,9 +224,9 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Adds the credentials of a secret whose scope includes the image. Returns why its other
-    /// entries for the image cannot be used.
-    pub fn add(&mut self, secret: PullSecret) -> Vec<EntryProblem> {
+    /// Adds the credentials of a secret whose scope includes the image. Returns why another entry
+    /// of it for the image cannot be used: one of them, because a secret may have a thousand.
+    pub fn add(&mut self, secret: PullSecret) -> Option<EntryProblem> {
         let matching = secret
             .entries
             .into_iter()
@@ -246,9 +246,8 @@ impl<'a> Candidates<'a> {
         secret
             .problems
             .into_iter()
-            .filter(|(scope, _)| scope.matches(self.reference))
+            .find(|(scope, _)| scope.matches(self.reference))
             .map(|(_, problem)| problem)
-            .collect()
     }
 
     /// The credentials, in the order to try them.

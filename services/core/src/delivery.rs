@@ -321,7 +321,8 @@ pub enum Act {
 /// Decides for an image that has `written` as its name. The bound node is the only candidate.
 ///
 /// A switch needs a name that is more likely to start than the present one. A name that failed
-/// twice counts as possible at most; one failure is enough if the other name is sure.
+/// twice counts as possible at most, unless the registry holds the image; one failure is enough if
+/// the other name is sure.
 pub fn heal(
     state: &State,
     written: Name,
@@ -340,7 +341,9 @@ pub fn heal(
                 && present < Level::Sure
         }
         Progress::Stuck { failures, news } => {
-            let is_doubtful = !news && (failures >= 2 || other == Level::Sure);
+            // A held copy is given up only for a name that the node starts at once.
+            let is_held = written == Name::Local && present == Level::Sure;
+            let is_doubtful = !news && (other == Level::Sure || failures >= 2 && !is_held);
             let present = if is_doubtful {
                 present.min(Level::Possible)
             } else {

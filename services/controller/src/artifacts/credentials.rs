@@ -96,10 +96,10 @@ pub async fn find(
                 .push(format!("pull secret {name} does not exist")),
             Ok(Some(secret)) => match parse(&secret) {
                 Ok(secret) => {
-                    let problems = candidates.add(secret).into_iter().map(|problem| {
+                    let problem = candidates.add(secret).map(|problem| {
                         format!("an entry of pull secret {name} cannot be used: {problem}")
                     });
-                    found.problems.extend(problems);
+                    found.problems.extend(problem);
                 }
                 Err(problem) => found.problems.push(format!("pull secret {name} {problem}")),
             },

@@ -5,13 +5,15 @@ use crate::index::Key;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 use holdfast_api::delivery::{Answer, HostState, MAX_HOSTS};
-use holdfast_core::Reference;
+use holdfast_core::{Reference, RepositoryName};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Failed attempts of a host's Artifacts together from which the host counts as away.
 const AWAY_ATTEMPTS: i64 = 3;
+/// Repositories that must fail: one may fail for a reason of its own.
+const AWAY_REPOSITORIES: usize = 2;
 /// How exactly the state says when it was confirmed, in seconds: each change is a write.
 const CONFIRMATION_STEP: i64 = 60;
 
@@ -27,12 +29,16 @@ struct Seen {
 }
 
 /// What is known of a host. Times in seconds since 1970.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Evidence {
     answered: Option<i64>,
     failed: Option<i64>,
     /// Attempts of the Artifacts that fail now.
     failing: i64,
+    /// The repositories of these Artifacts, up to [`AWAY_REPOSITORIES`].
+    repositories: Vec<RepositoryName>,
+    /// Whether an Artifact names the host.
+    named: bool,
 }
 
 /// The hosts of upstreams, over the life of one leader.
@@ -97,6 +103,8 @@ impl Hosts {
             .collect();
         for evidence in self.evidence.values_mut() {
             evidence.failing = 0;
+            evidence.repositories.clear();
+            evidence.named = false;
         }
         for (key, artifact) in artifacts {
             let Ok(source) = Reference::parse(&artifact.spec.source_artifact) else {
@@ -123,13 +131,18 @@ impl Hosts {
                 Some(false) if is_news => evidence.failed = Some(now),
                 _ => {}
             }
+            evidence.named = true;
             if seen.failing {
                 evidence.failing += seen.attempts.max(1);
+                let (known, name) = (&mut evidence.repositories, source.repository());
+                if known.len() < AWAY_REPOSITORIES && !known.contains(name) {
+                    known.push(name.clone());
+                }
             }
             self.seen.insert(key.clone(), seen);
         }
         self.evidence
-            .retain(|_, known| known.answered.is_some() || known.failing > 0);
+            .retain(|_, known| known.named && (known.answered.is_some() || known.failing > 0));
     }
 
     /// The state of each host of which something is known, ordered by host.
@@ -152,7 +165,8 @@ impl Hosts {
             })
             .collect();
         if all.len() > MAX_HOSTS {
-            all.sort_by_key(|(last, _)| std::cmp::Reverse(*last));
+            // Hosts that are away first: of the others, nothing worse follows from not knowing.
+            all.sort_by_key(|(last, host)| std::cmp::Reverse((host.state == Answer::Away, *last)));
             all.truncate(MAX_HOSTS);
         }
         let mut all: Vec<HostState> = all.into_iter().map(|(_, host)| host).collect();
@@ -163,7 +177,10 @@ impl Hosts {
 
 impl Evidence {
     fn state(&self) -> Option<Answer> {
-        if self.failing >= AWAY_ATTEMPTS && self.failed > self.answered {
+        if self.failing >= AWAY_ATTEMPTS
+            && self.repositories.len() >= AWAY_REPOSITORIES
+            && self.failed > self.answered
+        {
             Some(Answer::Away)
         } else if self.answered >= self.failed {
             self.answered.map(|_| Answer::Answers)
@@ -183,8 +200,10 @@ fn look(artifact: &Artifact, earlier: Option<&Seen>) -> Seen {
         copied: status.and_then(|status| status.last_copy_time.clone()),
         failing: match answered(reason) {
             Some(answers) => !answers,
-            // A new attempt, for example.
-            None => earlier.is_some_and(|earlier| earlier.failing),
+            // A new attempt says nothing yet.
+            None => {
+                reason == Reason::Copying.as_str() && earlier.is_some_and(|earlier| earlier.failing)
+            }
         },
     }
 }
@@ -229,44 +248,57 @@ mod tests {
     #[test]
     fn a_host_is_away_after_three_attempts_and_answers_after_one() {
         let failed = |attempts| ("n", A, "UpstreamUnavailable", attempts);
-        check(&[(0, &[failed(1)])], None);
-        check(&[(0, &[failed(1)]), (5, &[failed(2)])], None);
-        check(&[(0, &[failed(1)]), (5, &[failed(3)])], Some(Answer::Away));
-        // Several images of one host together.
-        let other = ("n", B, "UpstreamUnavailable", 2);
-        check(&[(0, &[failed(1), other])], Some(Answer::Away));
+        let other = |attempts| ("n", B, "UpstreamUnavailable", attempts);
+        check(&[(0, &[failed(1), other(1)])], None);
+        check(&[(0, &[failed(1), other(2)])], Some(Answer::Away));
+        // One repository may fail for a reason of its own.
+        check(&[(0, &[failed(1)]), (5, &[failed(9)])], None);
+        let same = ("m", A, "UpstreamUnavailable", 9);
+        check(&[(0, &[failed(9), same])], None);
         // A new attempt says nothing yet.
         let copying = ("n", A, "Copying", 3);
-        check(&[(0, &[failed(3)]), (5, &[copying])], Some(Answer::Away));
+        let away = &[failed(3), other(3)];
+        check(&[(0, away), (5, &[copying, other(3)])], Some(Answer::Away));
         for reason in ["Copied", "Unauthorized", "NotFound"] {
             let answers = ("n", A, reason, 4);
-            check(&[(0, &[failed(3)]), (5, &[answers])], Some(Answer::Answers));
+            check(
+                &[(0, away), (5, &[answers, other(3)])],
+                Some(Answer::Answers),
+            );
         }
         // Nothing fails any more.
-        check(&[(0, &[failed(3)]), (5, &[])], None);
+        check(&[(0, away), (5, &[])], None);
+        let unwanted = ("n", A, "NoDemand", 3);
+        check(&[(0, away), (5, &[unwanted, other(3)])], None);
     }
 
     #[test]
     fn what_was_held_before_is_no_answer() {
         let held = ("n", A, "Copied", 0);
         let failed = ("n", B, "UpstreamUnavailable", 3);
+        let also_failed = ("n", "r.io/c:1", "UpstreamUnavailable", 3);
         // The Artifacts that a new leader finds.
         check(&[(0, &[held])], None);
         // Another namespace names the same source: the upstream is not asked.
         let new = ("m", A, "", 0);
         let also = ("m", A, "Copied", 0);
         check(
-            &[(0, &[held, failed, new]), (5, &[held, failed, also])],
+            &[
+                (0, &[held, failed, also_failed, new]),
+                (5, &[held, failed, also_failed, also]),
+            ],
             Some(Answer::Away),
         );
     }
 
     #[test]
     fn a_state_changes_once_a_minute_at_most() {
-        let key: Key = ("n".to_owned(), A.to_owned());
-        let failed = artifact(A, "UpstreamUnavailable", 3);
+        let failed = [A, B].map(|source| {
+            let key: Key = ("n".to_owned(), source.to_owned());
+            (key, artifact(source, "UpstreamUnavailable", 3))
+        });
         let mut hosts = Hosts::default();
-        hosts.observe(std::iter::once((&key, &failed)), 600);
+        hosts.observe(failed.iter().map(|(key, it)| (key, it)), 600);
         let first = hosts.states(600);
         assert_eq!(hosts.states(659), first);
         assert_ne!(hosts.states(660), first);
@@ -278,15 +310,17 @@ mod tests {
     fn a_full_list_keeps_the_hosts_that_were_met_last() {
         let count = MAX_HOSTS + 1;
         let artifacts: Vec<(Key, Artifact)> = (0..count)
-            .map(|number| {
-                let source = format!("{number:04}.example/a:1");
-                let key = ("n".to_owned(), source.clone());
-                (key, artifact(&source, "UpstreamUnavailable", 3))
+            .flat_map(|number| {
+                ["a", "b"].map(|name| {
+                    let source = format!("{number:04}.example/{name}:1");
+                    let key = ("n".to_owned(), source.clone());
+                    (key, artifact(&source, "UpstreamUnavailable", 3))
+                })
             })
             .collect();
         let mut hosts = Hosts::default();
         let all = || artifacts.iter().map(|(key, artifact)| (key, artifact));
-        hosts.observe(all().skip(1), 600);
+        hosts.observe(all().skip(2), 600);
         hosts.observe(all(), 700);
         let found = hosts.states(700);
         assert_eq!(found.len(), MAX_HOSTS);

@@ -35,7 +35,10 @@ impl PreparedNodes {
                 self.once.insert(node.uid.clone());
             }
         }
-        let unprepared = nodes.iter().filter(|node| !self.once.contains(&node.uid));
+        // No agent is expected on nodes out of scope.
+        let unprepared = nodes
+            .iter()
+            .filter(|node| node.in_scope && !self.once.contains(&node.uid));
         let mut names: Vec<String> = unprepared.map(|node| node.name.clone()).collect();
         names.sort_unstable();
         names.truncate(MAX_UNPREPARED);
@@ -52,6 +55,7 @@ mod tests {
             name: name.to_owned(),
             uid: uid.to_owned(),
             prepared,
+            in_scope: true,
             age: Duration::from_secs(age),
             ..Node::default()
         }
@@ -65,6 +69,11 @@ mod tests {
         assert_eq!(look(node("a", "1", true, 9)), 0);
         assert_eq!(look(node("a", "1", false, 900)), 0, "its agent restarts");
         assert_eq!(look(node("a", "2", false, 1)), 1, "it joined again");
+        let out_of_scope = Node {
+            in_scope: false,
+            ..node("b", "3", false, 1)
+        };
+        assert_eq!(look(out_of_scope), 0);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub enum Why {
     TooOften,
     /// `evictionsPerMinute` is 0.
     NotAllowed,
+    /// A container of the pod runs.
+    Running,
 }
 
 /// One reference that changes.
@@ -176,7 +178,18 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
         } else {
             Name::Original
         };
-        delivery::heal(&state, written, progress, &switches, self.snapshot.now)
+        let act = delivery::heal(&state, written, progress, &switches, self.snapshot.now);
+        match act {
+            // An eviction costs the pod, so a name that only may start is no reason for one, unless
+            // the registry can never give the image.
+            delivery::Act::Recreate(name)
+                if state.level(name) < delivery::Level::Expected
+                    && state.upstream != Upstream::Refuses =>
+            {
+                delivery::Act::Tell
+            }
+            act => act,
+        }
     }
 
     fn state(&self, image: &Image, known: &Known) -> State {
@@ -222,6 +235,8 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
     fn recreate(&self, volumes: Vec<Change>, recreated: usize) -> Act {
         let why = if self.stuck_pod.owner.is_none() {
             Why::NoOwner
+        } else if self.stuck_pod.running {
+            Why::Running
         } else if !self.snapshot.recreates {
             Why::NotAllowed
         } else if recreated >= RECREATIONS {

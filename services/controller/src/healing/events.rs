@@ -141,8 +141,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Warning,
             "CannotPull",
             format!(
-                "no name of the image of {} is more likely to start than the present one; its \
-                 Artifact and the events of the pod say why",
+                "{}: the image can be pulled under neither of its names now. Holdfast keeps trying. \
+                 The Artifact and the events of the pod say why",
                 keys.join(", ")
             ),
         ),
@@ -160,6 +160,9 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
                         "its owner recreated pods three times within the hour without success: \
                          check the owner's template and the Artifact, \
                          then delete the pod",
+                    Why::Running =>
+                        "other containers of the pod run: delete the pod when they may end, so that \
+                         its owner recreates it",
                     Why::NotAllowed =>
                         "controller.healing.evictionsPerMinute is 0: delete the pod so that its \
                          owner recreates it, or set a number there",

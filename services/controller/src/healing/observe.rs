@@ -9,6 +9,7 @@ use super::{
 };
 use crate::Context;
 use crate::comparing_owners::exclusions::is_excluded;
+use crate::delivery::is_held;
 use crate::index::{ClusterIndex, Key};
 use holdfast_api::artifact::Reason;
 use holdfast_api::delivery::Answer;
@@ -165,7 +166,7 @@ impl Healer {
                 upstream: source.upstream,
                 original: self.on_node(stuck_pod, &original(image)),
                 local: local(image).map_or(OnNodes::Unknown, |text| self.on_node(stuck_pod, &text)),
-                prepared: is_prepared,
+                prepared: is_prepared && (source.permitted || image.local),
                 failures: if failed_twice { 2 } else { 1 },
             }
         };
@@ -254,12 +255,11 @@ impl Healer {
                     };
                     let key = (pod.0.clone(), artifact_name(&image.source));
                     let artifact = artifacts.get(&key).map(Arc::as_ref);
-                    // Held, but not permitted in this namespace.
-                    let is_denied = artifact.is_some_and(Artifact::is_ready)
-                        && !access.permits(&pod.0, &source);
-                    let artifact = artifact.filter(|_| !is_denied);
                     let host = delivery.recent_answer(&source.host().to_string(), now);
-                    let state = self.source_state(&key, artifact, host, now);
+                    let state = SourceState {
+                        permitted: access.permits(&pod.0, &source),
+                        ..self.source_state(&key, artifact, host, now)
+                    };
                     sources.insert((pod.0.clone(), image.source.clone()), state);
                 }
             }
@@ -278,7 +278,7 @@ impl Healer {
         let proof = self.context.healing.policy.proof;
         let reason = artifact.and_then(Artifact::reason).unwrap_or_default();
         let refused = artifact.and_then(|artifact| self.refusals.proven(key, artifact, proof, now));
-        let copy = if artifact.is_some_and(Artifact::is_ready) {
+        let copy = if artifact.is_some_and(is_held) {
             Copy::Held
         } else if reason == Reason::Copying.as_str() {
             Copy::Arriving
@@ -303,6 +303,7 @@ impl Healer {
             copy,
             upstream,
             refused: refused.unwrap_or_default(),
+            permitted: true,
         }
     }
 

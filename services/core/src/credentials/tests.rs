@@ -17,9 +17,11 @@ fn users(secrets: &[PullSecret], reference: &str) -> Vec<String> {
     .collect()
 }
 
-/// The entries for a reference that cannot be used.
+/// The entry for a reference that cannot be used.
 fn problems(secret: PullSecret, reference: &str) -> Vec<EntryProblem> {
-    Candidates::new(&Reference::parse(reference).unwrap()).add(secret)
+    let reference = Reference::parse(reference).unwrap();
+    let problem = Candidates::new(&reference).add(secret);
+    problem.into_iter().collect()
 }
 
 fn check(key: &str, reference: &str, expect: bool) {
@@ -332,6 +334,16 @@ fn a_bad_entry_is_a_problem_of_its_registry_and_does_not_spoil_the_others() {
         assert_eq!(problems(secret.clone(), "r.io/a"), [problem], "{entry}");
         assert!(problems(secret, "s.io/a").is_empty(), "{entry}");
     }
+}
+
+/// A tenant may write a thousand bad entries for one registry.
+#[test]
+fn many_bad_entries_are_one_problem() {
+    let entries = (0..100).map(|port| (format!("r.io/{port}*"), json!({"auth": "x"})));
+    let mut all: serde_json::Map<_, _> = entries.collect();
+    all.insert("r.io".to_owned(), json!({"auth": "x"}));
+    all.insert("https://r.io".to_owned(), json!({"auth": "x"}));
+    assert_eq!(problems(secret(json!(all)), "r.io/a").len(), 1);
 }
 
 #[test]

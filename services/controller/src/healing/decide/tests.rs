@@ -352,6 +352,17 @@ fn an_image_that_is_never_pulled_gets_the_name_that_its_node_has() {
     assert_eq!(act.label(), "heal");
 }
 
+/// An eviction is for a name that is expected to start, and not while other containers run.
+#[test]
+fn a_pod_is_not_evicted_for_a_name_that_only_may_start() {
+    let mut owned = stuck_pod(image(Kind::Volume, true, Progress::Stuck));
+    let label = |stuck: &StuckPod, source| act(stuck, source, 0, &snapshot()).label();
+    assert_eq!(label(&owned, Source::Away), "cannot_pull");
+    assert_eq!(label(&owned, Source::Refused), "recreate");
+    owned.running = true;
+    assert_eq!(label(&owned, Source::Refused), "unfixable");
+}
+
 #[test]
 fn the_authors_spelling_comes_back_where_it_means_the_same() {
     for (original, expect) in [
