@@ -77,8 +77,8 @@ async fn read(context: &Context) -> Result<Option<ConfigMap>, kube::Error> {
     maps.get_opt(&context.names.delivery()).await
 }
 
-/// Whether the registry holds the image of an Artifact. While the registry does not answer, as after
-/// a power cut, what it held before counts.
+/// Whether the registry holds the image of an Artifact. While the registry does not answer, as
+/// after a power cut, what it held before counts.
 pub(crate) fn is_held(artifact: &Artifact) -> bool {
     let unanswered = [Reason::RegistryUnavailable, Reason::PullSecretUnreadable];
     let reason = artifact.reason();

@@ -186,7 +186,7 @@ fn nodes_hold_it_under_the_other_name(site: &Site, program: &PathBuf) -> Result<
     let judged = site
         .kube
         .apply(&[pod.deployment(&test.name, 1)])
-        .and_then(|_| holdfast(site, program, &["diff", "offline", "-n", &test.name]))
+        .and_then(|()| holdfast(site, program, &["diff", "offline", "-n", &test.name]))
         .and_then(|answer| answer.expect(1));
     site.plain.heal()?;
     let answer = judged?;
