@@ -1,5 +1,6 @@
-//! Checks whether a local tag still has the upstream's digest. The settings say how often; no pull
-//! waits for the check, and one tag has one check at a time.
+//! Checks whether a local tag still has the upstream's digest. The settings say how often. A pull
+//! waits for a check until its deadline at most, and is answered with what is local in every case.
+//! One tag has one check at a time.
 
 use std::{sync::Arc, time::Duration};
 
