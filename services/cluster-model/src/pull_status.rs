@@ -29,7 +29,7 @@ pub struct StuckPod {
     pub owner: Option<Owner>,
     /// Whether the webhook would rewrite it now.
     pub wanted: bool,
-    /// Whether one of its containers runs.
+    /// Whether all its containers were started once, and one still runs.
     pub running: bool,
     /// The node to which it is bound.
     pub node: Option<String>,
@@ -140,7 +140,7 @@ pub fn stuck_pod(
             .map_or(0, Timestamp::as_second),
         owner: Owner::above(document),
         wanted,
-        running: runs(document),
+        running: text("/status/phase") == Some("Running"),
         node: text("/spec/nodeName").map(str::to_owned),
         credentials: Credentials {
             namespace: text("/metadata/namespace").unwrap_or_default().to_owned(),
@@ -150,16 +150,6 @@ pub fn stuck_pod(
         images,
         history,
     })
-}
-
-/// Whether a container of the pod runs.
-fn runs(document: &Value) -> bool {
-    let statuses = ["containerStatuses", "initContainerStatuses"]
-        .into_iter()
-        .filter_map(|list| document.pointer(&format!("/status/{list}"))?.as_array());
-    statuses
-        .flatten()
-        .any(|status| status.pointer("/state/running").is_some())
 }
 
 /// Whether a pod is never changed: finished and terminating pods, static pods, those that opt out,

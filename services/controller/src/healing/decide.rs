@@ -49,7 +49,7 @@ pub enum Why {
     TooOften,
     /// `evictionsPerMinute` is 0.
     NotAllowed,
-    /// A container of the pod runs.
+    /// The pod runs; only a restarted container waits.
     Running,
 }
 
