@@ -196,17 +196,19 @@ impl Delivery {
 
     /// What is known of the upstream of a host.
     pub fn answer(&self, host: &str) -> Option<Answer> {
+        Some(self.host(host)?.state)
+    }
+
+    fn host(&self, host: &str) -> Option<&HostState> {
         let hosts = &self.state.hosts;
         let at = hosts.binary_search_by(|entry| entry.host.as_str().cmp(host));
-        Some(hosts.get(at.ok()?)?.state)
+        hosts.get(at.ok()?)
     }
 
     /// As [`Delivery::answer`], without what was confirmed more than [`RECENT_SECONDS`] before
     /// `now`, seconds since 1970.
     pub fn recent_answer(&self, host: &str, now: i64) -> Option<Answer> {
-        let hosts = &self.state.hosts;
-        let at = hosts.binary_search_by(|entry| entry.host.as_str().cmp(host));
-        let entry = hosts.get(at.ok()?)?;
+        let entry = self.host(host)?;
         let age = now.saturating_sub(entry.confirmed.0.as_second());
         (age < RECENT_SECONDS).then_some(entry.state)
     }

@@ -31,10 +31,10 @@ Examples:
   holdfast doctor -o jsonpath={.findings[*].code}
 
 Checks the pods of Holdfast, the volume and its claim, the configuration of the webhook and its \
-CA, \
-the nodes, the metrics API of the autoscalers, wanted images that are not local, ResourceQuotas of \
-Artifacts, and policies that verify images by name. In every namespace with Artifacts, server-side dry runs, which create \
-nothing, show whether a policy refuses pods with references to the registry.
+CA, the nodes, the metrics API of the autoscalers, wanted images that are not local, \
+ResourceQuotas of Artifacts, and policies that verify images by name. In every namespace with \
+Artifacts, server-side dry runs, which create nothing, show whether a policy refuses pods with \
+references to the registry.
 
 Exit status: 0 no problem, 1 problems, 2 not everything could be read.")]
 pub struct Args {

@@ -52,14 +52,15 @@ pub(crate) fn can_pull(pod: &Value, known: &Delivery) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use holdfast_api::delivery::{DeliveryState, HostState};
     use holdfast_core::pod::Kind;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
 
-    fn known() -> Delivery {
+    /// Hosts, sources and nodes of each kind.
+    pub(crate) fn known() -> Delivery {
         let host = |host: &str, state| HostState {
             host: host.to_owned(),
             state,
@@ -75,8 +76,16 @@ mod tests {
                 unprepared: vec!["new".to_owned()],
             },
             held: ["away.example/held:1"].into_iter().collect(),
-            on_all_nodes: ["away.example/nodes:1"].into_iter().collect(),
-            on_some_nodes: ["up.example/some:1"].into_iter().collect(),
+            on_all_nodes: [
+                "away.example/nodes:1",
+                "new.example/all:1",
+                "up.example/all:1",
+            ]
+            .into_iter()
+            .collect(),
+            on_some_nodes: ["new.example/some:1", "up.example/some:1"]
+                .into_iter()
+                .collect(),
         }
     }
 

@@ -115,8 +115,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Normal,
             "ImageHealed",
             format!(
-                "{} (the registry can give the image, and the pod cannot start with the name that it \
-                 has)",
+                "{} (the registry can give the image, and the pod does not start with its present \
+                 name)",
                 list(changes)
             ),
         ),
@@ -141,8 +141,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Warning,
             "CannotPull",
             format!(
-                "{}: the image can be pulled under neither of its names now. Holdfast keeps trying. \
-                 The Artifact and the events of the pod say why",
+                "{}: the image can be pulled under neither of its names now. Holdfast keeps \
+                 trying. The Artifact and the events of the pod say why",
                 keys.join(", ")
             ),
         ),
@@ -161,8 +161,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
                          check the owner's template and the Artifact, \
                          then delete the pod",
                     Why::Running =>
-                        "other containers of the pod run: delete the pod when they may end, so that \
-                         its owner recreates it",
+                        "other containers of the pod run: delete the pod when they may end, so \
+                         that its owner recreates it",
                     Why::NotAllowed =>
                         "controller.healing.evictionsPerMinute is 0: delete the pod so that its \
                          owner recreates it, or set a number there",

@@ -32,6 +32,19 @@ const UNKNOWN: State = State {
     placeholder: false,
 };
 
+const HELD: State = State {
+    copy: Copy::Held,
+    ..UNKNOWN
+};
+const AWAY: State = State {
+    upstream: Upstream::Away,
+    ..UNKNOWN
+};
+const ANSWERS: State = State {
+    upstream: Upstream::Answers,
+    ..UNKNOWN
+};
+
 /// The full product of states.
 fn each(mut check: impl FnMut(&State)) -> usize {
     let mut count = 0;
@@ -136,18 +149,7 @@ fn no_switch_leads_to_a_less_likely_name() {
 
 #[test]
 fn each_rule_of_admission_has_its_case() {
-    let held = State {
-        copy: Copy::Held,
-        ..UNKNOWN
-    };
-    let away = State {
-        upstream: Upstream::Away,
-        ..UNKNOWN
-    };
-    let answers = State {
-        upstream: Upstream::Answers,
-        ..UNKNOWN
-    };
+    let [held, away, answers] = [HELD, AWAY, ANSWERS];
     for (state, rule) in [
         (
             State {
@@ -304,18 +306,7 @@ fn stuck(failures: u32) -> Progress {
 #[test]
 fn each_rule_of_healing_has_its_case() {
     use Name::{Local, Original};
-    let held = State {
-        copy: Copy::Held,
-        ..UNKNOWN
-    };
-    let away = State {
-        upstream: Upstream::Away,
-        ..UNKNOWN
-    };
-    let answers = State {
-        upstream: Upstream::Answers,
-        ..UNKNOWN
-    };
+    let [held, away, answers] = [HELD, AWAY, ANSWERS];
     let on_node = State {
         original: OnNodes::All,
         ..away

@@ -153,8 +153,8 @@ impl Authenticator {
                 tracing::warn!(
                     upstream.url = %self.config.url,
                     realm.host = realm.host_str(),
-                    "the token server is not the upstream's, no credential sent; upstreams[].realms \
-                     allows it"
+                    "the token server is not the upstream's, no credential sent; \
+                     upstreams[].realms allows it"
                 );
             }
             return Err(Error::Unauthorized);

@@ -2,47 +2,21 @@
 
 use super::tests::{create_with, pod, rules};
 use super::*;
-use holdfast_api::delivery::{Answer, Delivery, DeliveryState, HostState};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use crate::choice::tests::known;
 use std::sync::Arc;
-
-const NETWORK_PLUG_IN: &str = "hostNetwork";
-
-fn known() -> Rules {
-    let host = |host: &str, state| HostState {
-        host: host.to_owned(),
-        state,
-        confirmed: Time(jiff::Timestamp::UNIX_EPOCH),
-    };
-    let delivery = Delivery {
-        state: DeliveryState {
-            hosts: vec![
-                host("away.example", Answer::Away),
-                host("up.example", Answer::Answers),
-            ],
-            foreign: vec!["node.example".to_owned()],
-            unprepared: vec!["new".to_owned()],
-        },
-        held: ["away.example/held:1"].into_iter().collect(),
-        on_all_nodes: ["new.example/all:1", "up.example/all:1"]
-            .into_iter()
-            .collect(),
-        on_some_nodes: ["new.example/some:1"].into_iter().collect(),
-    };
-    Rules {
-        delivery: Arc::new(delivery),
-        ..rules()
-    }
-}
 
 /// A pod with this image and this member of its specification is rewritten, or kept for this
 /// reason.
 fn check(image: &str, member: Option<(&str, Value)>, expect: Option<SkipReason>) {
+    let rules = Rules {
+        delivery: Arc::new(known()),
+        ..rules()
+    };
     let mut pod = pod(image);
     if let Some((name, value)) = &member {
         pod["spec"][*name] = value.clone();
     }
-    let found = create_with(&pod, &known());
+    let found = create_with(&pod, &rules);
     let skipped: Vec<SkipReason> = expect.into_iter().collect();
     assert_eq!(found.skipped, skipped, "{image} {member:?}");
     assert_eq!(found.rewritten, usize::from(expect.is_none()), "{image}");
@@ -76,7 +50,7 @@ fn plug_ins_do_not_wait_for_nodes_that_are_not_prepared() {
     check(held, on("new"), Some(SkipReason::NotBetter));
     check(
         held,
-        Some((NETWORK_PLUG_IN, json!(true))),
+        Some(("hostNetwork", json!(true))),
         Some(SkipReason::NotBetter),
     );
 }
