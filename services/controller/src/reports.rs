@@ -14,10 +14,13 @@ use holdfast_core::reference::Reference;
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Image IDs of all nodes together. Reports beyond it are refused, and their nodes stay unknown.
 pub const MAX_TOTAL_IMAGES: usize = 1_000_000;
+
+/// How long a report is believed. Agents send one every ten minutes.
+pub const REPORT_TTL: Duration = Duration::from_secs(900);
 
 /// The reports of all nodes. Names that several nodes report are kept once.
 #[derive(Debug, Default)]
@@ -102,14 +105,18 @@ impl Reports {
     }
 
     /// Whether a container that names `text` starts on a node without a pull, if its policy is not
-    /// `Always`. `None`: nothing is known, because there is no report, or it is not complete.
-    pub fn starts(&self, text: &str, node: &str, pod: &Credentials) -> Option<bool> {
+    /// `Always`. `None`: nothing is known at `now`, because there is no report, it is not complete,
+    /// or it is older than [`REPORT_TTL`].
+    pub fn starts(&self, text: &str, node: &str, pod: &Credentials, now: Instant) -> Option<bool> {
         let reference = Reference::parse(text).ok()?;
         let name = kubelet::listed_name(&reference);
         // The policy is the kubelet's default, as long as nothing tells it.
         let policy = Policy::default();
         let kept = self.0.read();
         let report = kept.nodes.get(node)?;
+        if now.saturating_duration_since(report.received) >= REPORT_TTL {
+            return None;
+        }
         let facts = Node {
             keeps_records: report.gate,
             policy,

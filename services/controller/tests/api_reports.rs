@@ -81,7 +81,12 @@ async fn only_the_agent_of_a_node_reports_it_and_the_report_goes_with_the_node()
     .await;
     let starts = |node: &str| {
         let reports = &context.reports;
-        reports.starts("nginx:1", node, &Credentials::default())
+        reports.starts(
+            "nginx:1",
+            node,
+            &Credentials::default(),
+            std::time::Instant::now(),
+        )
     };
     assert_eq!(starts("here"), Some(true));
 

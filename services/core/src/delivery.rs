@@ -321,8 +321,8 @@ pub enum Act {
 /// Decides for an image that has `written` as its name. The bound node is the only candidate.
 ///
 /// A switch needs a name that is more likely to start than the present one. A name that failed
-/// twice counts as possible at most, unless the registry holds the image; one failure is enough if
-/// the other name is sure.
+/// twice counts as possible at most; one failure is enough if the other name is sure. A local name
+/// whose copy is held needs both.
 pub fn heal(
     state: &State,
     written: Name,
@@ -341,9 +341,16 @@ pub fn heal(
                 && present < Level::Sure
         }
         Progress::Stuck { failures, news } => {
-            // A held copy is given up only for a name that the node starts at once.
+            // A held copy is given up only for a name that the node starts at once, and not at the
+            // first failure: the registry may have restarted.
             let is_held = written == Name::Local && present == Level::Sure;
-            let is_doubtful = !news && (other == Level::Sure || failures >= 2 && !is_held);
+            let (is_sure, is_twice) = (other == Level::Sure, failures >= 2);
+            let is_doubtful = if is_held {
+                is_sure && is_twice
+            } else {
+                is_sure || is_twice
+            };
+            let is_doubtful = is_doubtful && !news;
             let present = if is_doubtful {
                 present.min(Level::Possible)
             } else {

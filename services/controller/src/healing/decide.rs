@@ -23,6 +23,8 @@ pub struct Known {
     pub local: OnNodes,
     /// Whether the pod's node can pull from the registry.
     pub prepared: bool,
+    /// Whether pods of the namespace may have the image from the registry.
+    pub permitted: bool,
     /// Failed pulls under the present name, as far as they were seen; at least 1 for a stuck image.
     pub failures: u32,
 }
@@ -193,14 +195,21 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
     }
 
     fn state(&self, image: &Image, known: &Known) -> State {
-        // Where the webhook would not rewrite, healing does not either.
-        let is_allowed = self.stuck_pod.wanted && self.snapshot.address.is_some();
+        // Where the webhook would not rewrite, healing does not either, whatever the node has: it
+        // starts a local name for every pod.
+        let is_allowed =
+            self.stuck_pod.wanted && known.permitted && self.snapshot.address.is_some();
+        let has_local = image.local || is_allowed;
         State {
             copy: known.copy,
             upstream: known.upstream,
             original: known.original,
-            local: known.local,
-            prepared: known.prepared && (image.local || is_allowed),
+            local: if has_local {
+                known.local
+            } else {
+                OnNodes::None
+            },
+            prepared: known.prepared && has_local,
             mirrored: false,
             foreign: false,
             protect: false,

@@ -166,7 +166,8 @@ impl Healer {
                 upstream: source.upstream,
                 original: self.on_node(stuck_pod, &original(image)),
                 local: local(image).map_or(OnNodes::Unknown, |text| self.on_node(stuck_pod, &text)),
-                prepared: is_prepared && (source.permitted || image.local),
+                prepared: is_prepared,
+                permitted: source.permitted,
                 failures: if failed_twice { 2 } else { 1 },
             }
         };
@@ -177,7 +178,8 @@ impl Healer {
     fn on_node(&self, stuck_pod: &StuckPod, text: &str) -> OnNodes {
         let node = stuck_pod.node.as_deref();
         let reports = &self.context.reports;
-        match node.and_then(|node| reports.starts(text, node, &stuck_pod.credentials)) {
+        let now = Instant::now();
+        match node.and_then(|node| reports.starts(text, node, &stuck_pod.credentials, now)) {
             Some(true) => OnNodes::All,
             Some(false) => OnNodes::None,
             None => OnNodes::Unknown,

@@ -1,7 +1,6 @@
 //! Reports that are kept, and what they answer.
 
 use super::*;
-use std::time::Duration;
 
 const LOCAL: &str = "10.96.0.50/docker.io/library/nginx";
 
@@ -29,7 +28,7 @@ fn report(node: &str, gate: bool, image_ids: Vec<ReportedImage>) -> NodeReport {
 }
 
 fn starts(reports: &Reports, text: &str, node: &str) -> Option<bool> {
-    reports.starts(text, node, &Credentials::default())
+    reports.starts(text, node, &Credentials::default(), Instant::now())
 }
 
 #[test]
@@ -90,7 +89,8 @@ fn private_images_start_with_the_secret_or_account_of_the_record() {
             pull_secrets: BTreeSet::from([secret.to_owned()]),
             service_account: account.to_owned(),
         };
-        assert_eq!(reports.starts("r.io/app:1", "n", &pod), Some(expect));
+        let found = reports.starts("r.io/app:1", "n", &pod, Instant::now());
+        assert_eq!(found, Some(expect));
     }
 }
 
@@ -102,6 +102,21 @@ fn what_a_report_leaves_out_is_unknown() {
     reports.keep(cut, Instant::now()).unwrap();
     assert_eq!(starts(&reports, "r.io/app:1", "n"), Some(true));
     assert_eq!(starts(&reports, "r.io/app:2", "n"), None);
+}
+
+#[test]
+fn a_report_is_believed_until_the_agent_should_have_sent_the_next() {
+    let reports = Reports::default();
+    let received = Instant::now();
+    let all = report("n", true, vec![image(&["r.io/app:1"], None)]);
+    reports.keep(all, received).unwrap();
+    for (age, expect) in [(REPORT_TTL / 2, Some(true)), (REPORT_TTL, None)] {
+        let pod = Credentials::default();
+        assert_eq!(
+            reports.starts("r.io/app:1", "n", &pod, received + age),
+            expect
+        );
+    }
 }
 
 #[test]

@@ -37,6 +37,7 @@ impl Source {
             original: OnNodes::Unknown,
             local: OnNodes::Unknown,
             prepared: true,
+            permitted: true,
             failures: 1,
         }
     }
@@ -331,12 +332,46 @@ fn a_pod_gets_its_original_back_where_the_registry_cannot_help() {
     // The node has it.
     let on_node = |known: &mut Known| known.original = OnNodes::All;
     assert_eq!(decide(true, Source::Pending, on_node), "restore");
-    assert_eq!(decide(true, Held, on_node), "restore");
+    assert_eq!(decide(true, Held, on_node), "nothing", "it may start again");
+    let twice = |known: &mut Known| {
+        (known.original, known.failures) = (OnNodes::All, 2);
+    };
+    assert_eq!(decide(true, Held, twice), "restore");
     // Neither name starts.
     assert_eq!(
         decide(false, Away, |known| known.failures = 2),
         "cannot_pull"
     );
+}
+
+/// A node that has the local name starts it for every pod, so healing must not give it to a pod
+/// that may not have it: neither by a report of the node, nor by a copy.
+#[test]
+fn a_pod_that_may_not_have_the_local_name_never_gets_it() {
+    for source in [Source::Held, Source::Answers, Source::Pending, Source::Away] {
+        for (wanted, permitted, address) in [
+            (true, false, true),
+            (false, true, true),
+            (true, true, false),
+        ] {
+            for rewritten in [false, true] {
+                let mut stuck = stuck_pod(image(Kind::Container, rewritten, Progress::Stuck));
+                stuck.images[0].local = false;
+                stuck.wanted = wanted;
+                let known = |_: &Image| Known {
+                    local: OnNodes::All,
+                    permitted,
+                    failures: 2,
+                    ..source.known()
+                };
+                let mut snapshot = snapshot();
+                snapshot.address = snapshot.address.filter(|_| address);
+                let act = decide(&stuck, &ImageHistory::default(), known, 0, &snapshot);
+                let what = (source, wanted, permitted, address, rewritten);
+                assert_ne!(act.label(), "heal", "{what:?}");
+            }
+        }
+    }
 }
 
 /// `ErrImageNeverPull`: another name of the image is on the node.
