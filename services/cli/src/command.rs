@@ -4,11 +4,12 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use holdfast_cli_kit::exit_status::{self, Interrupted};
+use holdfast_cli_kit::terminal;
 
-use crate::exit_status::{self, Interrupted};
 use crate::{
-    config_check, diff, doctor, export, fsck, import, ls, preload, restore, rm, status, terminal,
-    uninstall, version,
+    config_check, doctor, export, fsck, import, ls, preload, restore, rm, status, uninstall,
+    version,
 };
 
 /// The commands of an operator.
@@ -48,7 +49,7 @@ pub enum Command {
 #[derive(Subcommand)]
 pub enum DiffCommand {
     /// Lists, by owner, what would not start without the uplink
-    Offline(diff::Args),
+    Offline(holdfast_offline::Args),
 }
 
 /// The commands below `config`.
@@ -63,7 +64,7 @@ pub fn run(command: Command) -> ExitCode {
     match command {
         Command::Status(args) => until_interrupted(status::run(args)),
         Command::Doctor(args) => until_interrupted(doctor::run(*args)),
-        Command::Diff(DiffCommand::Offline(args)) => until_interrupted(diff::offline(args)),
+        Command::Diff(DiffCommand::Offline(args)) => until_interrupted(holdfast_offline::run(args)),
         Command::Preload(args) => until_interrupted(preload::run(args)),
         Command::Restore(args) => until_interrupted(restore::run(args)),
         Command::Rm(args) => until_interrupted(rm::run(args)),

@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use holdfast_cli_kit::exit_status::{Answer, WRONG_USAGE};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::terminal;
 use holdfast_conditions::Condition;
 use holdfast_config::Values;
 use serde_json::json;
-
-use crate::exit_status::{Answer, WRONG_USAGE};
-use crate::output::{Document, OutputArgs};
-use crate::terminal;
 
 const EXPRESSION: &str =
     "global.networkfunctionextension.webhook.pod.mutation.matchConditionExpression";

@@ -18,9 +18,9 @@ mod webhook;
 
 use std::process::ExitCode;
 
-use crate::cluster::{ClusterArgs, NamespaceArgs};
-use crate::output::{Document, OutputArgs};
-use crate::watch::WatchArgs;
+use holdfast_cli_kit::cluster::{ClusterArgs, NamespaceArgs};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::watch::WatchArgs;
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use holdfast_cli_kit::confirm::ConfirmArgs;
+use holdfast_cli_kit::exit_status::Answer;
+use holdfast_cli_kit::output::CommonArgs;
+use holdfast_cli_kit::terminal;
 use holdfast_core::oci::Platform;
 use holdfast_store::View;
 use holdfast_volume_tools::archive::{self, ArchiveWriter, Bundle, FolderWriter, Name, TarWriter};
 
-use crate::confirm::ConfirmArgs;
-use crate::exit_status::Answer;
-use crate::output::CommonArgs;
-use crate::{ls, terminal};
+use crate::ls;
 
 /// The image that every registry makes for the probes of its own nodes. It is not exported.
 pub(crate) const PROBE: &str = "holdfast/probe";

@@ -7,14 +7,13 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use holdfast_cli_kit::confirm::ConfirmArgs;
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::terminal;
 use holdfast_store::survey::{Depth, Inventory, Progress, survey};
 use holdfast_store::volume::Disk;
 use holdfast_volume_tools::fsck::{self, Finding, Kind, Outcome, Policy, Totals};
 use serde::Serialize;
-
-use crate::confirm::ConfirmArgs;
-use crate::output::{Document, OutputArgs};
-use crate::terminal;
 
 /// Time between the two surveys that must agree: longer than any write takes from its first file
 /// to its last.

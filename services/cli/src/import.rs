@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use holdfast_cli_kit::exit_status::{Answer, Usage};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::terminal;
 use holdfast_core::oci::Platform;
 use holdfast_store::volume::{Disk, Volume as _};
 use holdfast_store::{LockHolder, Options, Store, WriteGate, WriteLimits};
 use holdfast_volume_tools::archive::{self, ArchiveReader, Counts, FolderReader, Plan, TarReader};
 use serde::Serialize;
 
-use crate::exit_status::{Answer, Usage};
 use crate::export::platform;
-use crate::output::{Document, OutputArgs};
-use crate::terminal;
 
 /// Bytes of standard input that are read between two checks of the free space.
 const SPOOL_BYTES: u64 = 16 << 20;

@@ -5,17 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use holdfast_cli_kit::exit_status::Answer;
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::sort::SortArgs;
+use holdfast_cli_kit::terminal;
 use holdfast_core::digest::Digest;
 use holdfast_core::oci::Platform;
 use holdfast_core::reference::RepositoryName;
 use holdfast_store::View;
 use holdfast_volume_tools::archive::{self, Bundle, Name};
 use serde::Serialize;
-
-use crate::exit_status::Answer;
-use crate::output::{Document, OutputArgs};
-use crate::sort::SortArgs;
-use crate::terminal;
 
 /// Largest configuration of an image that is read for its platform.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;

@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use holdfast_api::artifact_name;
+use holdfast_cli_kit::cluster::{self, ClusterArgs, Listed};
+use holdfast_cli_kit::exit_status::{Answer, IMAGES_UNKNOWN};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::{duration, terminal};
 use holdfast_cluster_model::image_sources::{Refused, WantedImages};
 use holdfast_core::workload::{self, KINDS};
 use kube::Client;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::cluster::{self, ClusterArgs, Listed};
-use crate::exit_status::{Answer, IMAGES_UNKNOWN};
-use crate::output::{Document, OutputArgs};
-use crate::{duration, terminal};
 use artifacts::Image;
 
 /// Arguments of `preload`.

@@ -11,14 +11,14 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use holdfast_cli_kit::cluster::{self, ClusterArgs, NamespaceArgs, Release};
+use holdfast_cli_kit::confirm::ConfirmArgs;
+use holdfast_cli_kit::exit_status::{Answer, Usage};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::{duration, terminal};
 use kube::Client;
 use serde::Serialize;
 
-use crate::cluster::{self, ClusterArgs, NamespaceArgs, Release};
-use crate::confirm::ConfirmArgs;
-use crate::exit_status::{Answer, Usage};
-use crate::output::{Document, OutputArgs};
-use crate::{duration, terminal};
 pub(crate) use apply::{Outcome, Pacing, ask_owners, execute, find, now};
 pub(crate) use plan::RewrittenPod;
 use plan::{Remedy, Rewritten};

@@ -10,6 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use holdfast_cli_kit::cluster::{self, ClusterArgs, Listed, Release, SECRETS};
+use holdfast_cli_kit::confirm::ConfirmArgs;
+use holdfast_cli_kit::exit_status::{Answer, Usage};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::terminal;
 use holdfast_core::credentials::{PullSecret, candidates};
 use holdfast_core::digest::Digest;
 use holdfast_core::meaning::{self, Meaning};
@@ -21,12 +26,7 @@ use kube::Client;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cluster::{self, ClusterArgs, Listed, Release, SECRETS};
-use crate::confirm::ConfirmArgs;
-use crate::exit_status::{Answer, Usage};
 use crate::export::PROBE;
-use crate::output::{Document, OutputArgs};
-use crate::terminal;
 use plan::{Decision, Repository, Target, Use};
 use registry::Registry;
 

@@ -9,14 +9,14 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use anstyle::Style;
+use holdfast_cli_kit::cluster::{ClusterArgs, NamespaceArgs};
+use holdfast_cli_kit::exit_status::{self, Answer};
+use holdfast_cli_kit::finding::Finding;
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::sort::SortArgs;
+use holdfast_cli_kit::terminal;
+use holdfast_cli_kit::watch::WatchArgs;
 
-use crate::cluster::{ClusterArgs, NamespaceArgs};
-use crate::exit_status::{self, Answer};
-use crate::finding::Finding;
-use crate::output::{Document, OutputArgs};
-use crate::sort::SortArgs;
-use crate::terminal;
-use crate::watch::WatchArgs;
 use artifact_watch::ArtifactWatch;
 use diagnose::Status;
 

@@ -14,15 +14,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use holdfast_api::names::Names;
+use holdfast_cli_kit::cluster::KubeArgs;
+use holdfast_cli_kit::confirm::ConfirmArgs;
+use holdfast_cli_kit::exit_status::{self, Answer};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::{duration, terminal};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::cluster::KubeArgs;
 use crate::config_args::ConfigArgs;
-use crate::confirm::ConfirmArgs;
-use crate::exit_status::{self, Answer};
-use crate::output::{Document, OutputArgs};
-use crate::{duration, restore, terminal};
+use crate::restore;
 use cluster::Cluster;
 use report::Report;
 

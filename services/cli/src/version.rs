@@ -3,12 +3,11 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use holdfast_cli_kit::cluster::ClusterArgs;
+use holdfast_cli_kit::exit_status::Answer;
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::terminal;
 use serde::Serialize;
-
-use crate::cluster::ClusterArgs;
-use crate::exit_status::Answer;
-use crate::output::{Document, OutputArgs};
-use crate::terminal;
 
 /// The version of this program.
 const CLIENT: &str = env!("CARGO_PKG_VERSION");

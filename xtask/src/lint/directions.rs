@@ -1,5 +1,6 @@
 //! Who may depend on whom, and which crate may name which library: `core ← {config, api} ←
-//! {runtime, store, cluster-model} ← {upstream, volume-tools} ← fill ← services ← cli ← holdfast`.
+//! {runtime, store, cluster-model} ← {upstream, volume-tools} ← fill ← services ← cli-kit ←
+//! offline ← cli ← holdfast`.
 
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use super::Finding;
 
 /// Crates of the product from the ground up. A crate may use lower layers only, so crates of one
 /// layer never see each other.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 10] = [
     &["holdfast-core", "holdfast-conditions"],
     &["holdfast-config", "holdfast-api"],
     &[
@@ -23,12 +24,14 @@ const LAYERS: [&[&str]; 8] = [
         "holdfast-controller",
         "holdfast-node-agent",
     ],
+    &["holdfast-cli-kit"],
+    &["holdfast-offline"],
     &["holdfast-cli"],
     &["holdfast"],
 ];
 
 /// Crates of lower layers that a crate must not use all the same.
-const REFUSED: [(&str, &[&str]); 7] = [
+const REFUSED: [(&str, &[&str]); 9] = [
     ("holdfast-upstream", &["holdfast-store"]),
     ("holdfast-webhook", &SERVING),
     ("holdfast-controller", &SERVING),
@@ -40,17 +43,19 @@ const REFUSED: [(&str, &[&str]); 7] = [
     ),
     // The operator's commands read what the API server and a volume say, and start no service. The
     // facts about a cluster that they share with the controller are `holdfast-cluster-model`.
-    (
-        "holdfast-cli",
-        &[
-            "holdfast-upstream",
-            "holdfast-fill",
-            "holdfast-registry",
-            "holdfast-webhook",
-            "holdfast-controller",
-            "holdfast-node-agent",
-        ],
-    ),
+    ("holdfast-cli-kit", &COPYING_AND_PARTS),
+    ("holdfast-offline", &COPYING_AND_PARTS),
+    ("holdfast-cli", &COPYING_AND_PARTS),
+];
+
+/// What copies images, and the parts.
+const COPYING_AND_PARTS: [&str; 6] = [
+    "holdfast-upstream",
+    "holdfast-fill",
+    "holdfast-registry",
+    "holdfast-webhook",
+    "holdfast-controller",
+    "holdfast-node-agent",
 ];
 
 /// What serves and copies images.
@@ -229,6 +234,12 @@ mod tests {
         check("holdfast-cli", "holdfast-registry", false, false);
         check("holdfast-cli", "holdfast-controller", false, false);
         check("holdfast-cli", "holdfast-cluster-model", false, true);
+        check("holdfast-cli", "holdfast-offline", false, true);
+        check("holdfast-offline", "holdfast-cli-kit", false, true);
+        check("holdfast-offline", "holdfast-cli", false, false);
+        check("holdfast-offline", "holdfast-controller", false, false);
+        check("holdfast-cli-kit", "holdfast-offline", false, false);
+        check("holdfast-cli-kit", "holdfast-registry", false, false);
         check("holdfast-cluster-model", "holdfast-runtime", false, false);
         check("holdfast-registry", "holdfast-cli", false, false);
         check("holdfast-core", "holdfast-config", false, false);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::access::{Access, ImageAccess};
+use holdfast_cli_kit::finding::Code;
 use holdfast_core::Reference;
 use holdfast_core::meaning::{self, Meaning};
 use holdfast_core::workload::{may_start, text};
@@ -13,7 +14,6 @@ use serde_json::Value;
 
 use super::api::Fetched;
 use super::report::Report;
-use crate::finding::Code;
 
 /// Names of one line.
 const SHOWN: usize = 5;
@@ -111,9 +111,9 @@ pub(super) fn shown(names: Vec<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit_status::Answer;
     use holdfast_api::access::AccessList;
     use holdfast_api::artifact::{ArtifactAccess, ArtifactStatus};
+    use holdfast_cli_kit::exit_status::Answer;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
     use std::sync::Arc;

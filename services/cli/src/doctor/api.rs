@@ -1,9 +1,8 @@
 //! Reads of the API server that may fail by themselves. The result then says why.
 
+use holdfast_cli_kit::cluster::{self, Listed, Resource};
 use kube::Client;
 use serde_json::Value;
-
-use crate::cluster::{self, Listed, Resource};
 
 /// What was read, or why it could not be read.
 pub(super) type Fetched<T> = Result<T, String>;

@@ -1,13 +1,13 @@
 //! Checks of Kubernetes that have no effect on rewritten images, because nodes pull local images
 //! with their own credential. They are notes: there is nothing to repair.
 
+use holdfast_cli_kit::cluster::Resource;
 use holdfast_core::workload::text;
 use kube::Client;
 
 use super::api::{Fetched, object};
 use super::policy_dry_run::DryRun;
 use super::report::Report;
-use crate::cluster::Resource;
 
 /// The kubelet's policy under which it verifies pull secrets of images that a node has.
 const NEVER: &str = "NeverVerify";
@@ -83,7 +83,7 @@ mod tests {
             let dry_runs = [dry_run(always), dry_run(always)];
             diagnose(&dry_runs, policy.as_ref(), false, &mut report);
             assert_eq!(report.notes.len(), notes, "{always} {policy:?}");
-            assert_eq!(report.answer(), crate::exit_status::Answer::Yes);
+            assert_eq!(report.answer(), holdfast_cli_kit::exit_status::Answer::Yes);
             let mut report = Report::default();
             diagnose(&dry_runs, policy.as_ref(), true, &mut report);
             assert_eq!(report.notes.len(), usize::from(always), "{policy:?}");

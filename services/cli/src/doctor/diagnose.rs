@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE};
+use holdfast_cli_kit::finding::Code;
+use holdfast_cli_kit::terminal;
 
 use super::fetch::{Facts, NodeReadiness};
 use super::policy_dry_run::Outcome;
 use super::report::Report;
 use super::{access, credential_checks, quotas, scaling, upstreams, verifiers, volume, webhook};
-use crate::finding::Code;
-use crate::terminal;
 
 /// Judges everything.
 pub(super) fn diagnose(facts: &Facts) -> Report {
@@ -290,9 +290,9 @@ mod tests {
     use super::super::fetch::{Agent, Claim, Webhook};
     use super::super::policy_dry_run::DryRun;
     use super::*;
-    use crate::exit_status::Answer;
     use crate::status::diagnose::tests::part;
     use crate::status::diagnose::{Facts as StatusFacts, Part, Volume};
+    use holdfast_cli_kit::exit_status::Answer;
     use serde_json::json;
 
     const CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
+use holdfast_cli_kit::cluster::{
+    self, NAMESPACES, NODES, PODS, Release, Resource, SECRETS, WEBHOOKS,
+};
 use holdfast_cluster_model::{NamespaceFacts, Scope, node_facts};
 use holdfast_core::workload::{condition_is_true, text};
 use k8s_openapi::ByteString;
@@ -19,7 +22,6 @@ use super::policy_dry_run::{self, DryRun};
 use super::quotas::{self, FullQuota};
 use super::scaling::{self, Scaling};
 use super::verifiers::{self, Verifier};
-use crate::cluster::{self, NAMESPACES, NODES, PODS, Release, Resource, SECRETS, WEBHOOKS};
 use crate::status::{diagnose, fetch};
 
 const CLAIMS: Resource = cluster::core("persistentvolumeclaims");
@@ -320,7 +322,7 @@ async fn namespaces(
             .collect(),
         None => listed(client, NAMESPACES, None, "").await?,
     };
-    Ok(items.iter().map(crate::diff::namespace_facts).collect())
+    Ok(items.iter().map(cluster::namespace_facts).collect())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use holdfast_api::Artifact;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::state::EVERY_SOURCE;
+use holdfast_cli_kit::cluster::{self, PODS};
 use holdfast_cluster_model::{NamespaceFacts, Scope, denied_by};
 use holdfast_core::meaning::meaning;
 use holdfast_core::workload::text;
@@ -17,7 +18,6 @@ use kube::Client;
 use serde_json::{Value, json};
 
 use super::api::Fetched;
-use crate::cluster::{self, PODS};
 use crate::status::diagnose;
 
 /// Upstream hosts that are tried in each namespace: policies match hosts.

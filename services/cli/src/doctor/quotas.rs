@@ -1,13 +1,13 @@
 //! Resource quotas that leave no room for further Artifacts.
 
+use holdfast_cli_kit::cluster::{self, Resource};
+use holdfast_cli_kit::finding::Code;
 use holdfast_core::workload::text;
 use kube::Client;
 use serde_json::Value;
 
 use super::api::{Fetched, listed};
 use super::report::Report;
-use crate::cluster::{self, Resource};
-use crate::finding::Code;
 
 const QUOTAS: Resource = cluster::core("resourcequotas");
 /// The key of a quota that counts Artifacts.

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
+use holdfast_cli_kit::exit_status::Answer;
+use holdfast_cli_kit::finding::{Code, Finding};
+use holdfast_cli_kit::terminal;
 use serde::Serialize;
-
-use crate::exit_status::Answer;
-use crate::finding::{Code, Finding};
-use crate::terminal;
 
 /// Everything that is wrong, and what could not be seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

@@ -2,21 +2,22 @@
 
 use holdfast_api::labels;
 use holdfast_api::names::Names;
+use holdfast_cli_kit::cluster::Resource;
+use holdfast_cli_kit::finding::Code;
 use holdfast_core::workload::{condition_is_true, text};
 use kube::Client;
 use serde_json::Value;
 
 use super::api::{Fetched, listed, object};
 use super::report::Report;
-use crate::cluster::Resource;
-use crate::finding::Code;
 
 const AUTOSCALERS: Resource = Resource {
     group: "autoscaling",
     version: "v2",
     plural: "horizontalpodautoscalers",
 };
-const API_SERVICES: Resource = crate::cluster::of("apiregistration.k8s.io", "apiservices");
+const API_SERVICES: Resource =
+    holdfast_cli_kit::cluster::of("apiregistration.k8s.io", "apiservices");
 /// The API that answers with CPU and memory of pods; metrics-server is the usual one behind it.
 const METRICS_API: &str = "v1beta1.metrics.k8s.io";
 

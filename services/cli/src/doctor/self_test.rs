@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use holdfast_api::names::Names;
+use holdfast_cli_kit::exit_status::Answer;
+use holdfast_cli_kit::output::Document;
+use holdfast_cli_kit::{duration, terminal};
 use holdfast_config::Config;
 use serde_json::json;
 
-use crate::exit_status::Answer;
-use crate::output::Document;
-use crate::{config_args, duration, terminal};
+use crate::config_args;
 
 /// Arguments of `doctor --quick`.
 #[derive(clap::Args)]

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
+use holdfast_cli_kit::artifact_status::{copy_status, is_on_its_way};
+use holdfast_cli_kit::finding::Code;
+use holdfast_cli_kit::terminal;
 use holdfast_cluster_model::advice::advice;
 use holdfast_core::Reference;
 
 use super::access::shown;
 use super::report::Report;
-use crate::artifact_status::{copy_status, is_on_its_way};
-use crate::finding::Code;
-use crate::terminal;
 
 pub(super) use holdfast_core::rewrite::upstream_prefix as prefix;
 
@@ -102,7 +102,7 @@ pub(super) fn diagnose(artifacts: &[Artifact], report: &mut Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::finding::Finding;
+    use holdfast_cli_kit::finding::Finding;
     use serde_json::json;
 
     fn artifact(source: &str, reason: &str, since: &str) -> Artifact {

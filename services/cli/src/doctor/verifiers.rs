@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_api::labels;
+use holdfast_cli_kit::cluster::{self, Listed, Resource};
+use holdfast_cli_kit::finding::Code;
 use holdfast_core::workload::text;
 use holdfast_core::{Reference, rewrite};
 use kube::Client;
@@ -17,8 +19,6 @@ use serde_json::Value;
 use super::api::Fetched;
 use super::report::Report;
 use super::upstreams::prefix;
-use crate::cluster::{self, Listed, Resource};
-use crate::finding::Code;
 
 /// A kind of policy that verifies images.
 #[derive(Debug)]

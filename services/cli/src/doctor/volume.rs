@@ -1,12 +1,12 @@
 //! Whether the registry's volume has room: pure.
 
+use holdfast_cli_kit::finding::Code;
+use holdfast_cli_kit::terminal;
 use holdfast_cluster_model::advice::ENLARGE;
 
 use super::api::Fetched;
 use super::report::Report;
-use crate::finding::Code;
 use crate::status::diagnose::Volume;
-use crate::terminal;
 
 /// Judges the volume as a replica of the registry measured it.
 pub(super) fn diagnose(volume: &Fetched<Volume>, report: &mut Report) {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use holdfast_cli_kit::finding::Code;
+
 use super::fetch::Facts;
 use super::report::Report;
-use crate::finding::Code;
 
 /// Judges the webhook's configuration, its certificate, and what it did to a pod.
 pub(super) fn diagnose(facts: &Facts, report: &mut Report) {

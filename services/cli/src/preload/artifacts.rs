@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use holdfast_api::{Artifact, artifact_name, labels};
+use holdfast_cli_kit::artifact_status::{self, copy_status};
+use holdfast_cli_kit::cluster::{self, ARTIFACTS, Listed};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
-
-use crate::artifact_status::{self, copy_status};
-use crate::cluster::{self, ARTIFACTS, Listed};
 
 /// Artifacts that are created at a time.
 const PARALLEL: usize = 8;

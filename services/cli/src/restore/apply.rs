@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use holdfast_api::labels;
+use holdfast_cli_kit::cluster::{self, Listed, PODS};
 use holdfast_core::workload::controller_of;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -14,7 +15,6 @@ use serde_json::{Value, json};
 
 use super::eviction_queue::{EvictionQueue, Step};
 use super::plan::{self, Owner, Remedy, RewrittenPod};
-use crate::cluster::{self, Listed, PODS};
 
 /// Time between two lists of pods that are recreated.
 const POLL: Duration = Duration::from_secs(2);

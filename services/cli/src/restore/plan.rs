@@ -3,14 +3,13 @@
 
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
+use holdfast_cli_kit::cluster::Resource;
 use holdfast_core::workload::{
     self, condition_is_true, controller_of, may_start, pod_template, text,
 };
 use holdfast_core::{meaning, pod};
 use serde::Serialize;
 use serde_json::{Value, json};
-
-use crate::cluster::Resource;
 
 /// Owners that recreate a pod as soon as it is gone.
 const RECREATING_KINDS: [&str; 4] = [

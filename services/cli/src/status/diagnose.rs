@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE};
+use holdfast_cli_kit::artifact_status::{copy_status, is_on_its_way};
+use holdfast_cli_kit::exit_status::Answer;
+use holdfast_cli_kit::finding::{Code, Finding};
 use holdfast_cluster_model::advice::ENLARGE;
 use serde::Serialize;
-
-use crate::artifact_status::{copy_status, is_on_its_way};
-use crate::exit_status::Answer;
-use crate::finding::{Code, Finding};
 
 /// The fix of a problem that `status` only counts.
 const SEE_DOCTOR: &str = "holdfast doctor names the cause and the fix";

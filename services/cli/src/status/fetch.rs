@@ -3,11 +3,11 @@
 use anyhow::bail;
 use holdfast_api::names::Names;
 use holdfast_api::{Artifact, labels};
+use holdfast_cli_kit::cluster::{self, ARTIFACTS, Listed, PODS, Release, Resource};
 use holdfast_core::workload::{condition_is_true, text};
 use kube::Client;
 
 use super::diagnose::{Facts, Part, Volume};
-use crate::cluster::{self, ARTIFACTS, Listed, PODS, Release, Resource};
 
 const DEPLOYMENTS: Resource = cluster::of("apps", "deployments");
 const DAEMON_SETS: Resource = cluster::of("apps", "daemonsets");
@@ -15,7 +15,7 @@ const DAEMON_SETS: Resource = cluster::of("apps", "daemonsets");
 const ADMIN_PORT: u16 = 9090;
 
 /// Lists the Artifacts of one namespace or of all, with these labels. A selector that the API
-/// server cannot parse is [`Usage`](crate::exit_status::Usage).
+/// server cannot parse is [`Usage`](holdfast_cli_kit::exit_status::Usage).
 pub(crate) async fn artifacts(
     client: &Client,
     namespace: Option<&str>,

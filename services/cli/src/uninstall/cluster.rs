@@ -7,6 +7,7 @@ use holdfast_api::Artifact;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_api::state::{ClusterState, KEY};
+use holdfast_cli_kit::terminal;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -19,7 +20,7 @@ use serde_json::json;
 
 use super::nodes::{self, Survey};
 use super::report::Report;
-use crate::{restore, terminal};
+use crate::restore;
 
 /// Objects a page.
 const PAGE_SIZE: u32 = 500;
@@ -253,7 +254,7 @@ impl Cluster {
             .await?
             .and_then(|map| map.data?.remove(KEY));
         let state: Option<ClusterState> = state.and_then(|text| serde_json::from_str(&text).ok());
-        let addresses = crate::cluster::addresses(state.as_ref());
+        let addresses = holdfast_cli_kit::cluster::addresses(state.as_ref());
         let mut pods = restore::find(&self.client, None, &addresses, false).await?;
         restore::ask_owners(&self.client, &mut pods, &addresses).await?;
         Ok(

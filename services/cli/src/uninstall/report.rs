@@ -2,9 +2,8 @@
 
 use std::fmt;
 
+use holdfast_cli_kit::terminal::{clean, count};
 use serde::Serialize;
-
-use crate::terminal::{clean, count};
 
 /// At most this many pods are named; the rest is counted.
 const NAMED_PODS: usize = 20;

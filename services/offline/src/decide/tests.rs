@@ -1,10 +1,13 @@
 //! What would not start, as a table of clusters.
 
 use super::*;
-use holdfast_api::access::AccessList;
-use holdfast_api::delivery::DeliveryState;
+use crate::judge::Start;
+use holdfast_api::Artifact;
+use holdfast_api::access::{AccessList, ImageAccess};
+use holdfast_api::delivery::{Delivery, DeliveryState};
 use holdfast_api::labels;
-use holdfast_config::{Config, HealingMode};
+use holdfast_cluster_model::{NamespaceFacts, Scope};
+use holdfast_config::{Config, FailurePolicy, HealingMode, HealingValues};
 use serde_json::json;
 
 fn scope() -> Scope {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_api::artifact::Reason;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
+use holdfast_cli_kit::artifact_status::{CopyStatus, copy_status};
 use holdfast_cluster_model::{advice, pod_facts};
 use holdfast_config::{FailurePolicy, HealingMode};
 use holdfast_core::delivery::{Copy, Name, OnNodes, PullPolicy};
@@ -16,10 +17,10 @@ use holdfast_core::{Reference, rewrite};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use super::decide::{Image, Inventory, Verdict};
-use super::judge::{Candidate, Candidates, Case, Healing, Known, Start};
-use super::nodes::{self, Node};
-use crate::artifact_status::{CopyStatus, copy_status};
+use crate::inventory::Inventory;
+use crate::judge::{Candidate, Candidates, Case, Healing, Known, Start};
+use crate::nodes::{self, Node};
+use crate::outcome::{Image, Verdict};
 
 /// Why pods of a namespace are not sent to the registry for an image.
 const PRIVATE: &str = "it is not known that their namespace may have it (access.privateImages)";
@@ -31,22 +32,22 @@ const FIX_EXCLUDED: &str = "let Holdfast rewrite its pods, or load the image on 
 
 /// A pod that starts: a living one, or one that a template becomes.
 #[derive(Debug)]
-pub(super) struct Unit<'a> {
-    pub(super) namespace: &'a str,
-    pub(super) pod: &'a Value,
+pub(crate) struct Unit<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) pod: &'a Value,
     /// Whether the pod exists.
-    pub(super) stored: bool,
+    pub(crate) stored: bool,
     /// Whether its owner has living pods: these show the images that other webhooks put in the
     /// place of their words.
-    pub(super) has_pods: bool,
+    pub(crate) has_pods: bool,
     /// Whether it runs on cordoned nodes, too.
-    pub(super) is_daemon: bool,
+    pub(crate) is_daemon: bool,
     /// Whether its pods keep their images, because its owner compares them.
-    pub(super) is_excluded: bool,
+    pub(crate) is_excluded: bool,
 }
 
 /// What is known of images.
-pub(super) struct Images<'a> {
+pub(crate) struct Images<'a> {
     inventory: &'a Inventory,
     /// By canonical reference; what is local in one namespace is local for every node (SPEC 12).
     copies: BTreeMap<String, CopyStatus>,
@@ -71,7 +72,7 @@ struct Plan {
 }
 
 impl<'a> Images<'a> {
-    pub(super) fn new(inventory: &'a Inventory) -> Self {
+    pub(crate) fn new(inventory: &'a Inventory) -> Self {
         let mut copies: BTreeMap<String, CopyStatus> = BTreeMap::new();
         for artifact in &inventory.artifacts {
             let source = &artifact.spec.source_artifact;
@@ -98,7 +99,7 @@ impl<'a> Images<'a> {
     }
 
     /// The images of a pod that starts.
-    pub(super) fn of_unit(&self, unit: &Unit<'_>) -> Vec<Image> {
+    pub(crate) fn of_unit(&self, unit: &Unit<'_>) -> Vec<Image> {
         let covered_sources = self.covered_sources(unit);
         meaning::of_pod(unit.pod, &self.inventory.addresses)
             .into_iter()

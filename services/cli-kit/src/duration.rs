@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Parses `5m`, `1h30m` or `90s`. A bare number means seconds.
-pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+pub fn parse(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// What kind of thing is wrong. Codes are an interface: scripts compare them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub(crate) enum Code {
+pub enum Code {
     /// Pods have images from the registry without a proof that they may.
     AccessNotProved,
     /// A `ResourceQuota` allows no further Artifacts.
@@ -55,14 +55,18 @@ pub(crate) enum Code {
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Finding {
-    pub(crate) code: Code,
-    pub(crate) what: String,
-    pub(crate) fix: String,
+pub struct Finding {
+    /// What kind of thing is wrong.
+    pub code: Code,
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub fix: String,
 }
 
 impl Finding {
-    pub(crate) fn new(code: Code, what: impl Into<String>, fix: impl Into<String>) -> Self {
+    /// A finding.
+    pub fn new(code: Code, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             code,
             what: what.into(),

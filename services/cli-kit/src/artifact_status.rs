@@ -5,24 +5,25 @@ use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 
 /// The reason of an Artifact that the controller has not reconciled yet.
-pub(crate) const WAITING: &str = "Waiting";
+pub const WAITING: &str = "Waiting";
 
 /// How one Artifact stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CopyStatus {
+pub struct CopyStatus {
     /// Whether the registry holds the image.
-    pub(crate) local: bool,
+    pub local: bool,
     /// The condition's reason, or `Waiting`.
-    pub(crate) reason: String,
-    pub(crate) message: String,
+    pub reason: String,
+    /// The condition's message.
+    pub message: String,
     /// Since when, RFC 3339.
-    pub(crate) since: String,
+    pub since: String,
     /// Bytes of the copy; 0 before there was one.
-    pub(crate) size_bytes: u64,
+    pub size_bytes: u64,
 }
 
 /// Reads the `Ready` condition. One that speaks of an earlier specification says nothing.
-pub(crate) fn copy_status(artifact: &Artifact) -> CopyStatus {
+pub fn copy_status(artifact: &Artifact) -> CopyStatus {
     let condition = artifact.ready().filter(|condition| {
         condition.observed_generation.is_none()
             || condition.observed_generation == artifact.metadata.generation
@@ -53,13 +54,13 @@ pub(crate) fn copy_status(artifact: &Artifact) -> CopyStatus {
 }
 
 /// Whether nothing is wrong: it is not reconciled yet, is being copied, or nothing needs it.
-pub(crate) fn is_on_its_way(reason: &str) -> bool {
+pub fn is_on_its_way(reason: &str) -> bool {
     let words = [WAITING, Reason::Copying.as_str(), Reason::NoDemand.as_str()];
     words.contains(&reason)
 }
 
 /// Whether a retry brings the same answer until something changes.
-pub(crate) fn is_lasting(reason: &str) -> bool {
+pub fn is_lasting(reason: &str) -> bool {
     [Reason::NotFound, Reason::Unauthorized, Reason::Invalid]
         .into_iter()
         .any(|lasting| lasting.as_str() == reason)

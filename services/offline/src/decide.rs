@@ -4,116 +4,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_api::Artifact;
-use holdfast_api::access::ImageAccess;
-use holdfast_api::delivery::Delivery;
-use holdfast_cluster_model::{NamespaceFacts, Scope};
-use holdfast_config::{FailurePolicy, HealingValues};
+use holdfast_cli_kit::exit_status::Answer;
 use holdfast_core::pod;
 use holdfast_core::workload::{self, controller_of, may_start, pod_of, pod_template, text};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::images::{Images, Unit};
-use super::judge::{Candidates, Start};
-use crate::exit_status::Answer;
-
-/// What was found in the cluster.
-#[derive(Debug)]
-pub(super) struct Inventory {
-    /// Objects by kind; kinds that could not be listed are absent.
-    pub(super) objects: BTreeMap<&'static str, Vec<Value>>,
-    /// Namespaces by name.
-    pub(super) namespaces: BTreeMap<String, NamespaceFacts>,
-    pub(super) artifacts: Vec<Artifact>,
-    /// `None` where the caller may not list them.
-    pub(super) nodes: Option<Vec<Value>>,
-    /// The registry's addresses.
-    pub(super) addresses: Vec<String>,
-    /// Why pods are not rewritten at the moment; nothing while they are.
-    pub(super) not_rewriting: Option<String>,
-    /// Namespaces whose pods keep their images, by who refuses the registry's references there.
-    pub(super) excluded: BTreeMap<String, String>,
-    /// Owners that compare images, so that their pods keep them: namespace, kind and name.
-    pub(super) excluded_owners: BTreeSet<Key>,
-    /// Which images pods may have from the registry.
-    pub(super) access: ImageAccess,
-    /// What the controller knows of nodes; `None` where it said nothing.
-    pub(super) delivery: Option<Delivery>,
-    /// Whether the controller changes the images of pods that cannot pull.
-    pub(super) healing: HealingValues,
-    /// What happens to new pods while the webhook does not answer.
-    pub(super) failure_policy: FailurePolicy,
-    /// What concerns Holdfast, by its configuration.
-    pub(super) scope: Scope,
-    /// What the caller may not see.
-    pub(super) not_judged: Vec<String>,
-}
-
-/// Where an image would come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) enum Verdict {
-    /// From nowhere, at least on some nodes.
-    Missing,
-    /// That is not known.
-    NotJudged,
-    /// The nodes hold it already.
-    OnNodes,
-    /// The registry holds it.
-    Local,
-}
-
-/// One image of an owner.
-#[allow(clippy::struct_field_names, reason = "the key of the JSON")]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Image {
-    /// As the pod names it, read back to its upstream.
-    pub(super) image: String,
-    pub(super) pull_policy: String,
-    pub(super) verdict: Verdict,
-    /// What becomes of the pod that is worst off.
-    pub(super) start: Start,
-    /// Why it would not start, or only after healing.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(super) why: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(super) fix: String,
-    /// Whether Holdfast is to care for it: not what opts out or lies outside its configuration.
-    pub(super) covered: bool,
-    /// The nodes by what becomes of it there, unless it starts on each.
-    #[serde(skip_serializing_if = "Candidates::is_empty")]
-    pub(super) candidates: Candidates,
-}
-
-impl Image {
-    /// Whether another image of the same owner is the same but for what becomes of it.
-    fn is_same(&self, other: &Self) -> bool {
-        let key = |image: &Self| {
-            (
-                image.image.clone(),
-                image.pull_policy.clone(),
-                image.covered,
-            )
-        };
-        key(self) == key(other)
-    }
-}
+use crate::images::{Images, Unit};
+use crate::inventory::{Inventory, Key};
+use crate::outcome::{Image, Verdict};
 
 /// What pods are made of, or a pod that nothing makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Owner {
-    pub(super) namespace: String,
-    pub(super) kind: String,
-    pub(super) name: String,
-    pub(super) images: Vec<Image>,
+pub(crate) struct Owner {
+    pub(crate) namespace: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) images: Vec<Image>,
 }
 
 impl Owner {
     /// Whether an image has this verdict.
-    pub(super) fn has(&self, verdict: Verdict) -> bool {
+    pub(crate) fn has(&self, verdict: Verdict) -> bool {
         self.images.iter().any(|image| image.verdict == verdict)
     }
 }
@@ -124,17 +36,17 @@ const BASIS: &str = "Artifacts that are Ready, and what the status of nodes list
 /// What would become of everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Judgement {
-    pub(super) owners: Vec<Owner>,
-    pub(super) not_judged: Vec<String>,
+pub(crate) struct Judgement {
+    pub(crate) owners: Vec<Owner>,
+    pub(crate) not_judged: Vec<String>,
     /// What the answer is based on.
-    pub(super) basis: &'static str,
+    pub(crate) basis: &'static str,
 }
 
 impl Judgement {
     /// Whether nothing would be missing; images that Holdfast does not care for count unless told
     /// otherwise.
-    pub(super) fn answer(&self, ignore_uncovered: bool) -> Answer {
+    pub(crate) fn answer(&self, ignore_uncovered: bool) -> Answer {
         let has = |verdict: Verdict| {
             let mut images = self.owners.iter().flat_map(|owner| &owner.images);
             images.any(|image| image.verdict == verdict && (image.covered || !ignore_uncovered))
@@ -150,7 +62,7 @@ impl Judgement {
 }
 
 /// Judges everything that may start.
-pub(super) fn decide(inventory: &Inventory) -> Judgement {
+pub(crate) fn decide(inventory: &Inventory) -> Judgement {
     let judge = Images::new(inventory);
     let pods = pods(inventory);
     let alive: BTreeSet<Key> = pods
@@ -204,9 +116,6 @@ pub(super) fn decide(inventory: &Inventory) -> Judgement {
         basis: BASIS,
     }
 }
-
-/// Namespace, kind and name of an owner.
-pub(super) type Key = (String, String, String);
 
 /// Whether a pod exists; else it is one that a template would become.
 fn is_stored(pod: &Value) -> bool {

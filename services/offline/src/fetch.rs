@@ -6,16 +6,16 @@ use holdfast_api::Artifact;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::delivery::Delivery;
 use holdfast_api::state::EVERY_SOURCE;
+use holdfast_cli_kit::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release};
 use holdfast_cluster_model::{NamespaceFacts, Scope};
-use holdfast_core::workload::{KINDS, text};
+use holdfast_core::workload::KINDS;
 use kube::Client;
 use serde_json::Value;
 
-use super::decide::Inventory;
-use crate::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release};
+use crate::inventory::Inventory;
 
 /// Fetches what is in one namespace, or in all.
-pub(super) async fn fetch(
+pub(crate) async fn fetch(
     client: &Client,
     release: &Release,
     namespace: Option<&str>,
@@ -153,23 +153,5 @@ async fn namespaces(
             }
         },
     };
-    Ok(items.iter().map(facts).collect())
-}
-
-/// A namespace's name, and what decides of it.
-pub(crate) fn facts(namespace: &Value) -> (String, NamespaceFacts) {
-    let labels = namespace
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object);
-    let facts = NamespaceFacts {
-        labels: labels
-            .into_iter()
-            .flatten()
-            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-            .collect(),
-        terminating: namespace
-            .pointer("/metadata/deletionTimestamp")
-            .is_some_and(|time| !time.is_null()),
-    };
-    (text(namespace, "/metadata/name").to_owned(), facts)
+    Ok(items.iter().map(cluster::namespace_facts).collect())
 }

@@ -14,7 +14,7 @@ const CLEAR_SCREEN: &str = "\u{1b}[2J\u{1b}[H";
 
 /// Whether a command repeats its check, and until when.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct WatchArgs {
+pub struct WatchArgs {
     /// Repeats the check until it is interrupted
     #[arg(short, long)]
     watch: bool,
@@ -28,12 +28,12 @@ pub(crate) struct WatchArgs {
 
 impl WatchArgs {
     /// Whether the check is repeated.
-    pub(crate) fn is_on(&self) -> bool {
+    pub fn is_on(&self) -> bool {
         self.watch
     }
 
     /// Checks once and returns the result, or with `--watch` prints each one that differs.
-    pub(crate) async fn run(
+    pub async fn run(
         &self,
         output: &OutputArgs,
         mut check: impl AsyncFnMut() -> anyhow::Result<Document>,

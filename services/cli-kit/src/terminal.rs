@@ -39,7 +39,7 @@ pub(crate) fn clean_lines(text: &str) -> String {
 }
 
 /// Prints an error to standard error.
-pub(crate) fn error(message: &str) {
+pub fn error(message: &str) {
     let bad = bad();
     anstream::eprintln!("{bad}error:{bad:#} {}", clean(message));
 }
@@ -50,14 +50,14 @@ pub(crate) fn cause(message: &str) {
 }
 
 /// Prints a hint to standard error.
-pub(crate) fn note(message: &str) {
+pub fn note(message: &str) {
     if !is_quiet() {
         anstream::eprintln!("note: {}", clean(message));
     }
 }
 
 /// Prints a line of progress where no bar is drawn.
-pub(crate) fn progress(message: &str) {
+pub fn progress(message: &str) {
     use std::io::IsTerminal as _;
     if !is_quiet() && !std::io::stderr().is_terminal() {
         anstream::eprintln!("{}", clean(message));
@@ -65,38 +65,38 @@ pub(crate) fn progress(message: &str) {
 }
 
 /// The style of what is wrong.
-pub(crate) fn bad() -> Style {
+pub fn bad() -> Style {
     AnsiColor::Red.on_default().bold()
 }
 
 /// The style of what is as it should be.
-pub(crate) fn good() -> Style {
+pub fn good() -> Style {
     AnsiColor::Green.on_default()
 }
 
 /// The style of what needs attention.
-pub(crate) fn warning() -> Style {
+pub fn warning() -> Style {
     AnsiColor::Yellow.on_default()
 }
 
 /// Bytes in the largest binary unit that leaves a number of at least one.
-pub(crate) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     BinaryBytes(bytes).to_string()
 }
 
 /// `1 tag`, `2 tags`.
-pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
+pub fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// A line that names what is being read.
-pub(crate) fn spinner() -> ProgressBar {
+pub fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {wide_msg}");
     styled(ProgressBar::new_spinner(), style)
 }
 
 /// A bar over this many bytes.
-pub(crate) fn bytes(total: u64) -> ProgressBar {
+pub fn bytes(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} {msg}",
     );
@@ -104,14 +104,14 @@ pub(crate) fn bytes(total: u64) -> ProgressBar {
 }
 
 /// A bar over this many items.
-pub(crate) fn items(total: u64) -> ProgressBar {
+pub fn items(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {eta} {msg}");
     styled(ProgressBar::new(total), style)
 }
 
 /// Text of others in one line: control characters and those that reverse the direction of text
 /// are shown as blanks.
-pub(crate) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     let hides = |c: char| {
         c.is_control()
             || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -123,7 +123,7 @@ pub(crate) fn clean(text: &str) -> String {
 }
 
 /// Columns under a head, each as wide as its widest text; the last one is not padded.
-pub(crate) fn table<const COLUMNS: usize, Text: AsRef<str>>(
+pub fn table<const COLUMNS: usize, Text: AsRef<str>>(
     head: [&str; COLUMNS],
     rows: &[[Text; COLUMNS]],
 ) -> String {
@@ -148,7 +148,7 @@ pub(crate) fn table<const COLUMNS: usize, Text: AsRef<str>>(
 }
 
 /// One text a line.
-pub(crate) fn lines(texts: impl Iterator<Item = String>) -> String {
+pub fn lines(texts: impl Iterator<Item = String>) -> String {
     texts.fold(String::new(), |mut lines, text| {
         lines.push_str(&clean(&text));
         lines.push('\n');

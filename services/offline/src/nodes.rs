@@ -14,7 +14,7 @@ use holdfast_core::kubelet::listed_name;
 use holdfast_core::workload::text;
 use serde_json::Value;
 
-use super::judge::Known;
+use crate::judge::Known;
 
 /// The most images in the status of a node, by the kubelet's default.
 const MAX_LISTED_IMAGES: usize = 50;
@@ -25,12 +25,12 @@ const FIRST_MINOR_WITH_RECORDS: u64 = 33;
 
 /// What is known of a node.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) name: String,
-    pub(super) ready: bool,
-    pub(super) cordoned: bool,
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) ready: bool,
+    pub(crate) cordoned: bool,
     /// Whether the configuration includes it.
-    pub(super) in_scope: bool,
+    pub(crate) in_scope: bool,
     kubelet: String,
     listed: BTreeSet<String>,
     /// Whether the status names all images of the node.
@@ -39,7 +39,7 @@ pub(super) struct Node {
 
 impl Node {
     /// Reads a node; `None` where the object is none.
-    pub(super) fn of(object: &Value, scope: &Scope) -> Option<Self> {
+    pub(crate) fn of(object: &Value, scope: &Scope) -> Option<Self> {
         let facts = node_facts(&serde_json::from_value(object.clone()).ok()?);
         let images = object.pointer("/status/images").and_then(Value::as_array);
         let images: Vec<Vec<&str>> = images
@@ -68,7 +68,7 @@ impl Node {
     }
 
     /// Whether the node starts a container of this name without a pull.
-    pub(super) fn starts(&self, name: &Reference) -> Known {
+    pub(crate) fn starts(&self, name: &Reference) -> Known {
         match self.listed.contains(&listed_name(name)) {
             true if !self.may_keep_records() => Known::Yes,
             false if self.is_complete => Known::No,
@@ -77,7 +77,7 @@ impl Node {
     }
 
     /// Why it is not known whether the node starts it.
-    pub(super) fn doubt(&self, name: &Reference) -> String {
+    pub(crate) fn doubt(&self, name: &Reference) -> String {
         let node = &self.name;
         if self.listed.contains(&listed_name(name)) {
             let kubelet = if self.kubelet.is_empty() {
@@ -103,7 +103,7 @@ impl Node {
 
 /// Whether a node can pull from the registry. Without word of the controller about nodes, all can
 /// while pods are rewritten.
-pub(super) fn prepared(delivery: Option<&Delivery>, rewriting: bool, node: &str) -> Known {
+pub(crate) fn prepared(delivery: Option<&Delivery>, rewriting: bool, node: &str) -> Known {
     match delivery {
         Some(delivery) => {
             let unprepared = &delivery.state.unprepared;

@@ -23,7 +23,7 @@ const API_VERSION: &str = "cli.holdfast.dev/v1alpha1";
 /// Flags of every command.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Output")]
-pub(crate) struct CommonArgs {
+pub struct CommonArgs {
     /// Prints no progress and no hints
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
@@ -47,7 +47,7 @@ pub(crate) struct CommonArgs {
 /// Flags of commands that print data.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Output")]
-pub(crate) struct OutputArgs {
+pub struct OutputArgs {
     /// Format: table, wide, json, jsonl, yaml, name or jsonpath=EXPRESSION
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -107,7 +107,7 @@ impl FromStr for Format {
 
 /// What a command found, in every form in which it can be printed.
 #[derive(Debug, Clone)]
-pub(crate) struct Document {
+pub struct Document {
     kind: &'static str,
     answer: Answer,
     data: Value,
@@ -118,7 +118,7 @@ pub(crate) struct Document {
 
 impl Document {
     /// A document of this kind. Data that is a list becomes `items`.
-    pub(crate) fn new(
+    pub fn new(
         kind: &'static str,
         answer: Answer,
         data: &impl Serialize,
@@ -135,18 +135,21 @@ impl Document {
     }
 
     /// The text for `-o wide`; without it that is the table.
-    pub(crate) fn with_wide(mut self, wide: String) -> Self {
+    #[must_use]
+    pub fn with_wide(mut self, wide: String) -> Self {
         self.wide = Some(wide);
         self
     }
 
     /// The lines for `-o name`: `KIND/NAMESPACE/NAME`, or what names the object elsewhere.
-    pub(crate) fn with_names(mut self, names: impl IntoIterator<Item = String>) -> Self {
+    #[must_use]
+    pub fn with_names(mut self, names: impl IntoIterator<Item = String>) -> Self {
         self.names = names.into_iter().collect();
         self
     }
 
-    pub(crate) fn answer(&self) -> Answer {
+    /// The answer that becomes the exit status.
+    pub fn answer(&self) -> Answer {
         self.answer
     }
 
@@ -167,7 +170,7 @@ impl Document {
 
 impl CommonArgs {
     /// Makes the process print as the flags say.
-    pub(crate) fn apply(&self) {
+    pub fn apply(&self) {
         let choice = match self.color {
             Color::Auto => anstream::ColorChoice::Auto,
             Color::Always => anstream::ColorChoice::Always,
@@ -178,7 +181,7 @@ impl CommonArgs {
     }
 
     /// Prints an error, and returns the exit status of the command that failed by it.
-    pub(crate) fn fail(&self, error: &anyhow::Error) -> ExitCode {
+    pub fn fail(&self, error: &anyhow::Error) -> ExitCode {
         terminal::error(&exit_status::message(error));
         if self.verbose {
             for cause in error.chain().skip(1) {
@@ -193,7 +196,7 @@ impl CommonArgs {
     }
 
     /// The exit status of a command that has an answer.
-    pub(crate) fn exit(&self, answer: Answer) -> ExitCode {
+    pub fn exit(&self, answer: Answer) -> ExitCode {
         if self.exit_zero {
             return ExitCode::SUCCESS;
         }
@@ -203,12 +206,12 @@ impl CommonArgs {
 
 impl OutputArgs {
     /// Makes the process print as the flags say.
-    pub(crate) fn apply(&self) {
+    pub fn apply(&self) {
         self.common.apply();
     }
 
     /// Prints the result of a command, and returns its exit status.
-    pub(crate) fn finish(&self, result: anyhow::Result<Document>) -> ExitCode {
+    pub fn finish(&self, result: anyhow::Result<Document>) -> ExitCode {
         let printed = result.and_then(|document| {
             // First what can fail, so that standard output holds one document in every case.
             let text = self.render(&document)?;
@@ -226,7 +229,7 @@ impl OutputArgs {
     }
 
     /// As [`Self::finish`], with `special` as the exit status of this answer.
-    pub(crate) fn finish_as(
+    pub fn finish_as(
         &self,
         result: anyhow::Result<Document>,
         answer: Answer,
@@ -269,7 +272,7 @@ impl OutputArgs {
 
     /// The text as standard output gets it. A program gets every byte. A terminal gets blanks for
     /// control characters of documents; tables have none but their colors.
-    pub(crate) fn for_stdout<'a>(&self, text: &'a str, is_terminal: bool) -> Cow<'a, str> {
+    pub fn for_stdout<'a>(&self, text: &'a str, is_terminal: bool) -> Cow<'a, str> {
         if is_terminal && !self.is_table() {
             Cow::Owned(terminal::clean_lines(text))
         } else {
@@ -277,12 +280,13 @@ impl OutputArgs {
         }
     }
 
-    pub(crate) fn is_table(&self) -> bool {
+    /// Whether the data is printed as a table.
+    pub fn is_table(&self) -> bool {
         matches!(self.output, Format::Table | Format::Wide)
     }
 
     /// The document in the format that was asked for.
-    pub(crate) fn render(&self, document: &Document) -> anyhow::Result<String> {
+    pub fn render(&self, document: &Document) -> anyhow::Result<String> {
         Ok(match &self.output {
             Format::Table => self.heads(&document.table),
             Format::Wide => self.heads(document.wide.as_ref().unwrap_or(&document.table)),
@@ -323,7 +327,7 @@ impl OutputArgs {
     }
 
     /// Writes what `--json` asks for. A reader never sees half a document.
-    pub(crate) fn write_file(&self, document: &Document) -> anyhow::Result<()> {
+    pub fn write_file(&self, document: &Document) -> anyhow::Result<()> {
         let Some(path) = &self.json else {
             return Ok(());
         };

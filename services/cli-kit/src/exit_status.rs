@@ -8,7 +8,7 @@ use serde::Serialize;
 /// A command that cannot tell, or that could not run.
 pub(crate) const UNKNOWN: u8 = 2;
 /// `preload` did its work, but manifests have objects whose images are not known.
-pub(crate) const IMAGES_UNKNOWN: u8 = 4;
+pub const IMAGES_UNKNOWN: u8 = 4;
 /// A wrong command line or configuration (`EX_USAGE` of `sysexits.h`).
 pub const WRONG_USAGE: u8 = 64;
 /// Interrupted by SIGINT, as shells report it.
@@ -17,7 +17,11 @@ const INTERRUPTED: u8 = 130;
 /// What a command found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Answer {
+#[allow(
+    missing_docs,
+    reason = "clap would print the documentation of variants"
+)]
+pub enum Answer {
     // Or done.
     Yes,
     // Something is missing or wrong.
@@ -45,7 +49,7 @@ impl From<Answer> for ExitCode {
 
 /// A command line that contradicts itself or lacks something that clap cannot check.
 #[derive(Debug)]
-pub(crate) struct Usage(pub(crate) String);
+pub struct Usage(pub String);
 
 impl std::fmt::Display for Usage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -57,7 +61,7 @@ impl std::error::Error for Usage {}
 
 /// The user pressed Ctrl-C.
 #[derive(Debug)]
-pub(crate) struct Interrupted;
+pub struct Interrupted;
 
 impl std::fmt::Display for Interrupted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -89,14 +93,14 @@ impl std::error::Error for Unreachable {
 }
 
 /// Whether the configuration or the command line is wrong.
-pub(crate) fn is_wrong_usage(error: &anyhow::Error) -> bool {
+pub fn is_wrong_usage(error: &anyhow::Error) -> bool {
     error
         .chain()
         .any(|cause| cause.is::<holdfast_config::Error>() || cause.is::<Usage>())
 }
 
 /// The exit status of a command that failed.
-pub(crate) fn of_error(error: &anyhow::Error) -> u8 {
+pub fn of_error(error: &anyhow::Error) -> u8 {
     if is_wrong_usage(error) {
         WRONG_USAGE
     } else if error.is::<Interrupted>() {
@@ -108,7 +112,7 @@ pub(crate) fn of_error(error: &anyhow::Error) -> u8 {
 
 /// The error and its causes. Libraries repeat a cause in the text of the error above it: each
 /// cause is named once.
-pub(crate) fn message(error: &anyhow::Error) -> String {
+pub fn message(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let is_whole = cause.is::<Unreachable>();

@@ -1,23 +1,26 @@
 //! `holdfast diff offline`: what would not start if the uplink went now, by owner. Fetch, decide,
-//! print.
+//! print: the decision is pure, and a fact that is not known never counts as a yes.
 
 mod decide;
 mod fetch;
 mod images;
+mod inventory;
 mod judge;
 mod nodes;
+mod outcome;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use crate::cluster::{ClusterArgs, NamespaceArgs};
-use crate::output::{Document, OutputArgs};
-use crate::sort::SortArgs;
-use crate::terminal;
-use crate::watch::WatchArgs;
-use decide::{Image, Judgement, Owner, Verdict};
-pub(crate) use fetch::facts as namespace_facts;
-use judge::Start;
+use holdfast_cli_kit::cluster::{ClusterArgs, NamespaceArgs};
+use holdfast_cli_kit::output::{Document, OutputArgs};
+use holdfast_cli_kit::sort::SortArgs;
+use holdfast_cli_kit::terminal;
+use holdfast_cli_kit::watch::WatchArgs;
+
+use crate::decide::{Judgement, Owner};
+use crate::judge::Start;
+use crate::outcome::{Image, Verdict};
 
 /// Arguments of `diff offline`.
 #[derive(Debug, clap::Args)]
@@ -57,7 +60,7 @@ pub struct Args {
 }
 
 /// Lists what would be missing.
-pub(crate) async fn offline(args: Args) -> ExitCode {
+pub async fn run(args: Args) -> ExitCode {
     args.output.apply();
     if args.all {
         terminal::note("--all is deprecated here; use --show-local");

@@ -14,7 +14,7 @@ static NOTE: Once = Once::new();
 
 /// How a list is sorted.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct SortArgs {
+pub struct SortArgs {
     /// Sorts the items by a field that -o json shows, for example .namespace (ls: .name)
     #[arg(long, value_name = "EXPRESSION")]
     sort_by: Option<JsonPath>,
@@ -23,12 +23,12 @@ pub(crate) struct SortArgs {
 impl SortArgs {
     /// Sorts the items. Those without the field come last, and equal ones keep their order. A note
     /// says once if no item has the field.
-    pub(crate) fn sort<T: Serialize>(&self, items: &mut Vec<T>) -> anyhow::Result<()> {
+    pub fn sort<T: Serialize>(&self, items: &mut Vec<T>) -> anyhow::Result<()> {
         self.sort_with(items, |_| None::<&mut Vec<T>>)
     }
 
     /// As [`Self::sort`], also for the items within each item: each list by itself.
-    pub(crate) fn sort_with<T: Serialize, U: Serialize>(
+    pub fn sort_with<T: Serialize, U: Serialize>(
         &self,
         items: &mut Vec<T>,
         within: impl Fn(&mut T) -> Option<&mut Vec<U>>,

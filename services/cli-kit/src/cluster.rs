@@ -9,8 +9,9 @@ use anyhow::{Context as _, bail};
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_api::state::{ClusterState, KEY};
+use holdfast_cluster_model::NamespaceFacts;
 use holdfast_config::{Config, yaml};
-use holdfast_core::workload::WorkloadKind;
+use holdfast_core::workload::{WorkloadKind, text};
 use kube::Client;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -30,7 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The flags of kubectl that select the API server and the user.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Cluster")]
-pub(crate) struct KubeArgs {
+pub struct KubeArgs {
     /// Kubeconfig file [default: KUBECONFIG, ~/.kube/config, or the pod's service account]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -57,7 +58,7 @@ pub(crate) struct KubeArgs {
 /// Which cluster, and which release in it.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Cluster")]
-pub(crate) struct ClusterArgs {
+pub struct ClusterArgs {
     #[command(flatten)]
     kube: KubeArgs,
     /// Namespace of the release [default: it is searched]
@@ -67,27 +68,30 @@ pub(crate) struct ClusterArgs {
 
 /// Which namespaces a command is about.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct NamespaceArgs {
+pub struct NamespaceArgs {
     /// One namespace only
     #[arg(short, long, value_name = "NAMESPACE")]
-    pub(crate) namespace: Option<String>,
+    pub namespace: Option<String>,
     /// All namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
-    pub(crate) all_namespaces: bool,
+    pub all_namespaces: bool,
 }
 
 /// A release of Holdfast.
 #[derive(Debug)]
-pub(crate) struct Release {
-    pub(crate) names: Names,
-    pub(crate) version: String,
+pub struct Release {
+    /// The names of its objects.
+    pub names: Names,
+    /// Its version.
+    pub version: String,
     /// Its configuration; text for people where this binary cannot read it.
-    pub(crate) config: Result<Config, String>,
+    pub config: Result<Config, String>,
 }
 
 /// What a list gave.
 #[derive(Debug)]
-pub(crate) enum Listed {
+pub enum Listed {
+    /// The objects.
     Items(Vec<Value>),
     /// The caller may not list it.
     Forbidden,
@@ -97,10 +101,13 @@ pub(crate) enum Listed {
 
 /// A kind of objects as paths name it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Resource {
-    pub(crate) group: &'static str,
-    pub(crate) version: &'static str,
-    pub(crate) plural: &'static str,
+pub struct Resource {
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The version of the group.
+    pub version: &'static str,
+    /// The plural of the kind, in lower case.
+    pub plural: &'static str,
 }
 
 impl From<&WorkloadKind> for Resource {
@@ -114,33 +121,33 @@ impl From<&WorkloadKind> for Resource {
 }
 
 /// The Artifacts.
-pub(crate) const ARTIFACTS: Resource = Resource {
+pub const ARTIFACTS: Resource = Resource {
     group: "holdfast.dev",
     version: "v1alpha1",
     plural: "artifacts",
 };
 /// The namespaces.
-pub(crate) const NAMESPACES: Resource = core("namespaces");
+pub const NAMESPACES: Resource = core("namespaces");
 /// The nodes.
-pub(crate) const NODES: Resource = core("nodes");
+pub const NODES: Resource = core("nodes");
 /// The configurations of mutating webhooks.
-pub(crate) const WEBHOOKS: Resource = of(
+pub const WEBHOOKS: Resource = of(
     "admissionregistration.k8s.io",
     "mutatingwebhookconfigurations",
 );
 /// The pods.
-pub(crate) const PODS: Resource = core("pods");
+pub const PODS: Resource = core("pods");
 /// The Secrets.
-pub(crate) const SECRETS: Resource = core("secrets");
+pub const SECRETS: Resource = core("secrets");
 const CONFIG_MAPS: Resource = core("configmaps");
 
 /// A kind of the core group.
-pub(crate) const fn core(plural: &'static str) -> Resource {
+pub const fn core(plural: &'static str) -> Resource {
     of("", plural)
 }
 
 /// A kind of a group's version `v1`.
-pub(crate) const fn of(group: &'static str, plural: &'static str) -> Resource {
+pub const fn of(group: &'static str, plural: &'static str) -> Resource {
     Resource {
         group,
         version: "v1",
@@ -150,7 +157,7 @@ pub(crate) const fn of(group: &'static str, plural: &'static str) -> Resource {
 
 impl Resource {
     /// The path of the list, in one namespace or in all.
-    pub(crate) fn path(self, namespace: Option<&str>) -> String {
+    pub fn path(self, namespace: Option<&str>) -> String {
         let Self {
             group,
             version,
@@ -171,12 +178,12 @@ impl Resource {
 impl KubeArgs {
     /// A client by the caller's kubeconfig, or by the pod's service account. It never retries a
     /// request by itself: a disruption budget answers an eviction with 429, which is a result.
-    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+    pub async fn client(&self) -> anyhow::Result<Client> {
         self.build_client(false).await
     }
 
     /// As [`Self::client`]. It retries requests that the API server refuses for the moment.
-    pub(crate) async fn retrying_client(&self) -> anyhow::Result<Client> {
+    pub async fn retrying_client(&self) -> anyhow::Result<Client> {
         self.build_client(true).await
     }
 
@@ -222,17 +229,17 @@ impl KubeArgs {
 
 impl ClusterArgs {
     /// How long the API server may be silent during a request; zero means no limit.
-    pub(crate) fn request_timeout(&self) -> Duration {
+    pub fn request_timeout(&self) -> Duration {
         self.kube.request_timeout
     }
 
     /// A client by the caller's kubeconfig, or by the pod's service account.
-    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+    pub async fn client(&self) -> anyhow::Result<Client> {
         self.kube.client().await
     }
 
     /// The one release in the cluster; none or several are an error that names the fix.
-    pub(crate) async fn release(&self, client: &Client) -> anyhow::Result<Release> {
+    pub async fn release(&self, client: &Client) -> anyhow::Result<Release> {
         let mut found = self.releases(client).await?;
         match (found.pop(), found.is_empty()) {
             (Some(release), true) => Ok(release),
@@ -260,7 +267,7 @@ impl ClusterArgs {
     }
 
     /// Every release that the caller sees.
-    pub(crate) async fn releases(&self, client: &Client) -> anyhow::Result<Vec<Release>> {
+    pub async fn releases(&self, client: &Client) -> anyhow::Result<Vec<Release>> {
         let selector = format!(
             "{}={},{}=config",
             labels::NAME,
@@ -306,7 +313,7 @@ fn release_of(map: &Value) -> Option<Release> {
 
 impl Release {
     /// What the controller says of the cluster; `None` before it has said anything.
-    pub(crate) async fn state(&self, client: &Client) -> anyhow::Result<Option<ClusterState>> {
+    pub async fn state(&self, client: &Client) -> anyhow::Result<Option<ClusterState>> {
         let name = self.names.state();
         let path = format!("{}/{name}", CONFIG_MAPS.path(Some(&self.names.namespace)));
         let Some(map) = get(client, &path)
@@ -324,7 +331,7 @@ impl Release {
 }
 
 /// Every address by which the registry is known; none before the controller has said one.
-pub(crate) fn addresses(state: Option<&ClusterState>) -> Vec<String> {
+pub fn addresses(state: Option<&ClusterState>) -> Vec<String> {
     state.map_or_else(Vec::new, |state| {
         let current = Some(state.registry_address.clone()).filter(|address| !address.is_empty());
         current
@@ -334,8 +341,26 @@ pub(crate) fn addresses(state: Option<&ClusterState>) -> Vec<String> {
     })
 }
 
+/// A namespace's name, and what decides of it.
+pub fn namespace_facts(namespace: &Value) -> (String, NamespaceFacts) {
+    let labels = namespace
+        .pointer("/metadata/labels")
+        .and_then(Value::as_object);
+    let facts = NamespaceFacts {
+        labels: labels
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect(),
+        terminating: namespace
+            .pointer("/metadata/deletionTimestamp")
+            .is_some_and(|time| !time.is_null()),
+    };
+    (text(namespace, "/metadata/name").to_owned(), facts)
+}
+
 /// One object, raw; nothing where there is none.
-pub(crate) async fn get(client: &Client, path: &str) -> kube::Result<Option<Value>> {
+pub async fn get(client: &Client, path: &str) -> kube::Result<Option<Value>> {
     let request = http::Request::get(path)
         .body(Vec::new())
         .map_err(kube::Error::HttpError)?;
@@ -347,7 +372,7 @@ pub(crate) async fn get(client: &Client, path: &str) -> kube::Result<Option<Valu
 }
 
 /// All objects of a kind, in one namespace or in all, page by page.
-pub(crate) async fn list(
+pub async fn list(
     client: &Client,
     resource: Resource,
     namespace: Option<&str>,
@@ -356,7 +381,7 @@ pub(crate) async fn list(
 }
 
 /// As [`list`], of those that a label selector selects.
-pub(crate) async fn list_some(
+pub async fn list_some(
     client: &Client,
     resource: Resource,
     namespace: Option<&str>,
@@ -403,7 +428,7 @@ pub(crate) async fn list_some(
 }
 
 /// An API server's refusal in its own words, any other error in ours.
-pub(crate) fn error_message(error: &kube::Error) -> String {
+pub fn error_message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         kube::Error::Api(status) => format!("the API server answered {}", status.code),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// A fact that may be unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Known {
+pub(crate) enum Known {
     No,
     Unknown,
     Yes,
@@ -22,20 +22,20 @@ impl From<bool> for Known {
 
 /// A node where a pod may start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Candidate {
+pub(crate) struct Candidate {
     /// Its name; empty where nodes are not known.
-    pub(super) node: String,
+    pub(crate) node: String,
     /// Whether it starts the original without a pull.
-    pub(super) original: Known,
+    pub(crate) original: Known,
     /// Whether it starts the local name without a pull.
-    pub(super) local: Known,
+    pub(crate) local: Known,
     /// Whether it can pull from the registry.
-    pub(super) prepared: Known,
+    pub(crate) prepared: Known,
 }
 
 /// How healing gives a pod the local name. It gives none the original while the upstream is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Healing {
+pub(crate) enum Healing {
     /// Not at all.
     None,
     /// By an eviction, so that the owner recreates the pod. Budgets and limits may defer it, so it
@@ -47,23 +47,23 @@ pub(super) enum Healing {
 
 /// One image of a pod that starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Case {
-    pub(super) copy: Copy,
-    pub(super) policy: PullPolicy,
-    pub(super) kind: Kind,
+pub(crate) struct Case {
+    pub(crate) copy: Copy,
+    pub(crate) policy: PullPolicy,
+    pub(crate) kind: Kind,
     /// The name under which the pod starts.
-    pub(super) written: Name,
-    pub(super) healing: Healing,
+    pub(crate) written: Name,
+    pub(crate) healing: Healing,
     /// Whether the configuration of a node names the host: a mirror on the site may have it.
-    pub(super) foreign: bool,
+    pub(crate) foreign: bool,
     /// Where the pod may start, at least one.
-    pub(super) candidates: Vec<Candidate>,
+    pub(crate) candidates: Vec<Candidate>,
 }
 
 /// What becomes of an image, the worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum Start {
+pub(crate) enum Start {
     /// It starts on no candidate.
     WouldNot,
     /// It starts on some candidates only.
@@ -79,21 +79,21 @@ pub(super) enum Start {
 /// The names of the candidates by what becomes of the image there. Empty if it starts on each.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Candidates {
-    pub(super) starts: Vec<String>,
-    pub(super) would_not: Vec<String>,
-    pub(super) unknown: Vec<String>,
+pub(crate) struct Candidates {
+    pub(crate) starts: Vec<String>,
+    pub(crate) would_not: Vec<String>,
+    pub(crate) unknown: Vec<String>,
 }
 
 impl Candidates {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
 impl Case {
     /// What becomes of the image, and where.
-    pub(super) fn judge(&self) -> (Start, Candidates) {
+    pub(crate) fn judge(&self) -> (Start, Candidates) {
         let mut found = Candidates::default();
         let (mut least, mut unhealed) = (Known::Yes, Known::Yes);
         for candidate in &self.candidates {

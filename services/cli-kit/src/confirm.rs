@@ -10,7 +10,7 @@ use crate::exit_status::Usage;
 
 /// Whether the command asks first.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct ConfirmArgs {
+pub struct ConfirmArgs {
     /// Does not ask before it changes something
     #[arg(short, long, help_heading = "Output")]
     yes: bool,
@@ -18,7 +18,7 @@ pub(crate) struct ConfirmArgs {
 
 impl ConfirmArgs {
     /// Asks on a terminal. Without a terminal `--yes` is required, and its absence is wrong usage.
-    pub(crate) fn ask(&self, what: &str) -> anyhow::Result<()> {
+    pub fn ask(&self, what: &str) -> anyhow::Result<()> {
         if self.yes {
             return Ok(());
         }
