@@ -101,13 +101,17 @@ impl ManifestPulls {
     }
 
     /// Begins to fill an image and returns when its manifest is verified; the rest goes on alone.
-    async fn begin_image(
+    pub(super) async fn begin_image(
         &self,
         source: &UpstreamRepository,
         repo: &RepositoryName,
         reference: &ManifestRef,
     ) -> Result<PendingManifest> {
         let mut changed = self.manifests.changed();
+        // It may be pending since the caller looked; that is not announced again.
+        if let Some(entry) = self.manifests.pending(repo, reference) {
+            return Ok(entry);
+        }
         // The pulls of its blobs will show which of them a client waits for.
         let source = &UpstreamRepository {
             priority: SharedPriority::new(Priority::Running).on_behalf_of(Requester::current()),

@@ -274,3 +274,19 @@ async fn a_pull_that_has_its_manifest_leaves_a_copy_that_goes_on() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// Its manifest can become pending between the look and the join: nothing more is announced then.
+#[tokio::test]
+async fn a_pull_that_joins_late_does_not_wait_for_the_blobs() {
+    let image = ImageBuilder::new(115).layer(1_000_000).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let registry = fills_within(folder.path(), &[&upstream], uplink(), long_stall()).await;
+    hang_within(&upstream, &digest(&image.layers[0]));
+    let (repo, tag) = (repo(&upstream), tag("1"));
+    registry.manifest(&repo, &tag).await.unwrap();
+    let source = registry.sources.of_manifest(&repo, &tag).await.unwrap();
+    let joined = registry.manifest_pulls.begin_image(&source, &repo, &tag);
+    let joined = tokio::time::timeout(LIMIT, joined).await;
+    joined.expect("the manifest is pending").unwrap();
+}
