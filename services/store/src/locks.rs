@@ -73,11 +73,6 @@ impl Lock {
     pub fn is_lost(&self) -> bool {
         *self.lost.borrow()
     }
-
-    /// Becomes true when the lock is lost.
-    pub fn watch_lost(&self) -> watch::Receiver<bool> {
-        self.lost.clone()
-    }
 }
 
 impl Lock {

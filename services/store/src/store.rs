@@ -8,15 +8,13 @@ use std::{
     time::Duration,
 };
 
-use uuid::Uuid;
-
 use crate::{
     Error, Layout, Pool, Result, Space, VolumeHealth, WriteGate, WriteLimits,
     blobs::{Blobs, VerifiedBlobs},
     buffers::Buffers,
     deletes::{Deletes, UntagQueue},
     durable::DurableFs,
-    files, health,
+    health,
     ingest::Ingests,
     locks::Locks,
     manifests::Manifests,
@@ -223,58 +221,6 @@ impl Store {
     pub fn check_health(&self) -> Result<VolumeHealth> {
         let parts = &self.parts;
         health::check(parts.files.volume(), &parts.layout, &parts.gate)
-    }
-
-    /// Writes, renames, reads and removes a file on the volume; fails after `deadline`. For
-    /// readiness.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] after the deadline, or what the volume says.
-    pub async fn probe(&self, deadline: Duration) -> Result<()> {
-        let path = self
-            .parts
-            .layout
-            .own()
-            .join(format!("probe.{}", Uuid::new_v4()));
-        let work = self.run(move |parts| {
-            parts.files.write_file(&path, b"probe")?;
-            let read = parts
-                .files
-                .volume()
-                .open_read(&path)
-                .and_then(|file| files::read_up_to(&*file, 16))
-                .map_err(Error::io("read", &path))?;
-            parts.files.remove_file(&path)?;
-            if read == b"probe" {
-                Ok(())
-            } else {
-                Err(Error::io("read", path)(
-                    std::io::ErrorKind::InvalidData.into(),
-                ))
-            }
-        });
-        tokio::time::timeout(deadline, work)
-            .await
-            .unwrap_or(Err(Error::Busy))
-    }
-
-    /// Lists a folder to see whether the volume answers; works on a full volume, too.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] after the deadline, or what the volume says.
-    pub async fn probe_read(&self, deadline: Duration) -> Result<()> {
-        let path = self.parts.layout.repositories();
-        let work = self.run(move |parts| {
-            parts
-                .files
-                .volume()
-                .list(&path)
-                .map(drop)
-                .map_err(Error::io("list", path))
-        });
-        tokio::time::timeout(deadline, work)
-            .await
-            .unwrap_or(Err(Error::Busy))
     }
 
     /// Runs work that only reads on the caller's thread, if the kernel has all that it needs in

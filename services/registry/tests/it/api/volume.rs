@@ -287,26 +287,3 @@ async fn uploads_that_nobody_continues_are_removed_and_live_ones_stay() {
         None
     );
 }
-
-#[tokio::test]
-async fn probe_of_the_volume_leaves_nothing() {
-    let registry = Registry::start().await;
-    let own = registry.root().join("docker/registry/v2/_holdfast");
-    let names = || fs::read_dir(&own).unwrap().count();
-    let before = names();
-    registry.store.probe(Duration::from_secs(5)).await.unwrap();
-    registry
-        .store
-        .probe_read(Duration::from_secs(5))
-        .await
-        .unwrap();
-    assert_eq!(names(), before);
-    assert_eq!(
-        registry
-            .store
-            .tag(&repo("a"), &Tag::latest())
-            .await
-            .unwrap(),
-        None
-    );
-}
