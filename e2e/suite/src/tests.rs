@@ -7,6 +7,7 @@ mod artifacts;
 mod chart;
 mod clients;
 mod copies;
+mod delivery;
 mod faults;
 mod healing;
 mod hooks;
@@ -48,6 +49,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(install::switched_off_nothing_exists),
         ci!(install::switching_on_by_upgrade_copies_what_already_runs),
         full!(adoption::owners_of_every_kind_from_before_start_without_the_uplink),
+        full!(delivery::a_site_installed_without_its_uplink_survives_a_power_cut),
         full!(workloads::thirty_workloads_of_every_kind_boot_without_the_uplink),
         ci!(install::storage_is_claimed_as_asked_for),
         full!(clients::ctr_pushes_and_pulls),
@@ -92,6 +94,11 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(healing::an_image_that_only_nodes_hold_starts_while_its_upstream_is_away),
         full!(healing::an_image_that_only_nodes_could_fetch_gets_its_original_back),
         full!(healing::owned_pods_with_a_missed_image_volume_are_recreated),
+        full!(delivery::what_starts_without_holdfast_starts_with_it),
+        full!(delivery::images_on_nodes_start_however_their_upstream_fails),
+        full!(delivery::a_host_that_only_nodes_know_is_left_to_them),
+        full!(delivery::a_storage_provisioner_and_a_plug_in_start_from_their_nodes),
+        full!(delivery::running_pods_come_back_after_their_pull_record_changed),
         full!(policy::a_policy_that_allows_only_original_registries_breaks_no_pod),
         full!(webhook_outage::pods_churn_for_ten_minutes_without_webhook_and_uplink),
         ci!(faults::a_killed_controller_copies_nothing_twice),
@@ -116,6 +123,7 @@ pub(crate) fn all() -> Vec<Case> {
         full!(uninstall::uninstalling_past_a_dead_node_gives_pods_their_originals),
         full!(registry::a_full_volume_refuses_writes_and_serves_reads),
         full!(pushes::an_upload_goes_on_at_another_replica),
+        full!(pushes::unused_images_are_removed_and_used_ones_stay),
         full!(install::helm_3_installs_tests_and_uninstalls_past_a_dead_node),
         // What all of them had the parts ask the API server.
         ci!(rights::every_granted_verb_is_used_and_no_other),

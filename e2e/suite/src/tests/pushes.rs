@@ -35,7 +35,7 @@ pub(super) fn with_pusher(site: &mut Site) -> Result<()> {
             "stringData": {"htpasswd": HTPASSWD},
         }),
     ])?;
-    let rule = json!({"users": ["ci"], "repositories": ["uploads"], "actions": ["pull", "push"]});
+    let rule = json!({"users": ["ci"], "repositories": ["uploads"], "actions": ["pull", "push", "delete"]});
     site.install(&json!({"registry": {"access": {"htpasswdSecret": USERS, "rules": [rule]}}}))
 }
 
@@ -195,6 +195,125 @@ pub(super) fn an_upload_goes_on_at_another_replica(world: &mut World) -> Result<
         fetched.starts_with(digest.trim_start_matches("sha256:")),
         "the blob has {fetched}, pushed was {digest}"
     );
+    Ok(())
+}
+
+/// The configuration of an image that no pod runs, and its digest.
+const CONFIG: (&str, &str) = (
+    "{}",
+    "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+);
+
+impl Client<'_> {
+    /// Pushes an image that has nothing but a configuration.
+    fn push(&self, repository: &str, tag: &str) -> Result<()> {
+        let base = format!("https://{}/v2/{repository}", self.address);
+        let start = format!("{base}/blobs/uploads/");
+        let (status, url) = self.send(&To::Service, "POST", &start, &["--data", ""])?;
+        ensure!(status == 202, "the upload was answered with {status}");
+        let separator = if url.contains('?') { '&' } else { '?' };
+        let (config, digest) = CONFIG;
+        let url = format!("{url}{separator}digest={digest}");
+        let (status, _) = self.send(&To::Service, "PUT", &url, &["--data-binary", config])?;
+        ensure!(
+            status == 201,
+            "the configuration was answered with {status}"
+        );
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": kind,
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": digest,
+                "size": config.len(),
+            },
+            "layers": [],
+            "annotations": {"of": format!("{repository}:{tag}")},
+        });
+        let (kind, manifest) = (format!("Content-Type: {kind}"), manifest.to_string());
+        let more = ["--header", &kind, "--data-binary", &manifest];
+        let url = format!("{base}/manifests/{tag}");
+        let (status, _) = self.send(&To::Service, "PUT", &url, &more)?;
+        ensure!(status == 201, "the manifest was answered with {status}");
+        Ok(())
+    }
+
+    fn has(&self, repository: &str, tag: &str) -> Result<bool> {
+        let url = format!("https://{}/v2/{repository}/manifests/{tag}", self.address);
+        let (status, _) = self.send(&To::Service, "GET", &url, &[])?;
+        match status {
+            200 => Ok(true),
+            404 => Ok(false),
+            _ => bail!("{repository}:{tag} was answered with {status}"),
+        }
+    }
+}
+
+/// Runs `holdfast rm` on a node of the control plane, where the registry's address leads to it.
+/// Returns how it ended and what it printed.
+fn remove(site: &Site, arguments: &str) -> Result<(i32, String)> {
+    let nodes = site.cluster.nodes()?;
+    let workers = site.cluster.workers()?;
+    let node = nodes.iter().find(|node| !workers.contains(node));
+    let (_, password) = LOGIN.split_once(':').context("user and password")?;
+    let script = format!(
+        "printf {password} | KUBECONFIG=/etc/kubernetes/admin.conf \
+         /var/holdfast-shared/{PROGRAM} rm {arguments} --username ci --password-stdin 2>&1; \
+         echo \"ended $?\""
+    );
+    let node = node.context("no control plane")?;
+    let text = site.cluster.node_exec(node, &["sh", "-c", &script])?;
+    let (printed, code) = text.rsplit_once("ended ").context("no end")?;
+    Ok((
+        code.trim().parse().context(code.to_owned())?,
+        printed.to_owned(),
+    ))
+}
+
+/// The command's file in the folder that all nodes share.
+const PROGRAM: &str = "holdfast-command";
+
+pub(super) fn unused_images_are_removed_and_used_ones_stay(world: &mut World) -> Result<()> {
+    let program = world.tools.holdfast.clone();
+    let site = world.site()?;
+    site.needs_own_cluster()?;
+    with_pusher(site)?;
+    let shared = site.cluster.shared_folder().join(PROGRAM);
+    std::fs::copy(&program, &shared).context("copy the command")?;
+    let result = removed(site);
+    std::fs::remove_file(&shared).context("remove the command")?;
+    result
+}
+
+fn removed(site: &Site) -> Result<()> {
+    let client = Client {
+        site,
+        node: site.workers()?.into_iter().next().context("no worker")?,
+        address: site.address()?,
+    };
+    let unique = unique()?;
+    let [used, unused, named] =
+        ["used", "unused", "named"].map(|name| format!("uploads/{name}-{unique}"));
+    for repository in [&used, &unused, &named] {
+        client.push(repository, "1")?;
+    }
+    let test = site.namespace()?;
+    let image = format!("{}/{used}:1", client.address);
+    site.kube
+        .apply(&[objects::Pod::new("used", &image).deployment(&test.name, 0)])?;
+    let (code, text) = remove(site, &format!("{used}:1 --yes"))?;
+    ensure!(code == 1 && text.contains("used"), "{code}: {text}");
+    let (code, text) = remove(site, "--unused --dry-run")?;
+    ensure!(code == 0 && text.contains(&unused), "{code}: {text}");
+    ensure!(client.has(&unused, "1")?, "a dry run deleted something");
+    let (code, text) = remove(site, &format!("{named}:1 --yes"))?;
+    ensure!(code == 0, "{code}: {text}");
+    ensure!(!client.has(&named, "1")?, "it is still there: {text}");
+    let (code, text) = remove(site, "--unused --yes")?;
+    ensure!(code == 0, "{code}: {text}");
+    let left = (client.has(&used, "1")?, client.has(&unused, "1")?);
+    ensure!(left == (true, false), "used, unused: {left:?}: {text}");
     Ok(())
 }
 

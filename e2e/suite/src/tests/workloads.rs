@@ -296,7 +296,7 @@ fn adopted(site: &Site, program: &PathBuf, namespace: &str) -> Result<()> {
 }
 
 /// Cuts the power of every node, one after the other in any order, and brings it back in another.
-fn power_cut(site: &Site) -> Result<()> {
+pub(super) fn power_cut(site: &Site) -> Result<()> {
     let mut nodes = site.cluster.nodes()?;
     shuffle(&mut nodes)?;
     println!("  off: {}", nodes.join(", "));
