@@ -203,32 +203,70 @@ struct Observed {
     now: i64,
 }
 
-/// One round: observe, decide (`plan`), apply and record.
+/// The failures of one round. A Secret that cannot be read or written must not hold up the others.
+#[derive(Default)]
+struct Failures(Option<Error>);
+
+impl Failures {
+    /// The result, or nothing after a failure, which is logged.
+    fn note<T>(&mut self, object: &str, result: Result<T, Error>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!(object, %error, "cannot keep a certificate or Secret valid; retrying");
+                self.0.get_or_insert(error);
+                None
+            }
+        }
+    }
+
+    /// The first failure, if there is one.
+    fn outcome(self) -> Result<(), Error> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
+
+/// One round: observe, decide (`plan`), apply and record. After a failure with one Secret it goes on
+/// with the others, and returns the first failure at the end.
 pub async fn round(context: &Context) -> Result<(), Error> {
-    let observed = observe(context).await?;
-    let actions = plan::plan(&observed.existing, observed.now, &observed.wanted);
-    let ca = apply_authority(context, &observed, &actions).await?;
-    // The API server trusts an authority before one of its certificates is in use.
-    if let Some(ca) = &ca {
-        patch_webhook(context, &ca.bundle).await?;
-        apply_leaves(context, &observed, &actions, ca).await?;
-    }
-    if auth::ensure(context, observed.now).await? {
+    let (names, mut failures) = (&context.names, Failures::default());
+    let now = jiff::Timestamp::now().as_second();
+    certify(context, now, &mut failures).await;
+    let ensured = auth::ensure(context, now).await;
+    if failures.note(&names.registry_auth(), ensured) == Some(true) {
         context.issued.mounts.note(labels::COMPONENT_REGISTRY);
-    }
-    if let Some(ca) = &ca {
-        let secrets = Api::namespaced(context.client.clone(), &context.names.namespace);
-        publish(context, &secrets, &ca.bundle).await?;
     }
     // A failure is no error: without the annotation, pods receive the change later.
     if let Err(error) = mounts::notify(context).await {
         tracing::warn!(%error, "cannot annotate pods after a change of their Secrets; retrying");
     }
-    record(context, &observed.existing);
-    Ok(())
+    failures.outcome()
 }
 
-async fn observe(context: &Context) -> Result<Observed, Error> {
+/// The part of a round that is about the CA and its certificates. Without the CA there is none.
+async fn certify(context: &Context, now: i64, failures: &mut Failures) {
+    let names = &context.names;
+    let observed = observe(context, now, failures).await;
+    let Some(observed) = failures.note(&names.ca(), observed) else {
+        return;
+    };
+    let actions = plan::plan(&observed.existing, now, &observed.wanted);
+    let applied = apply_authority(context, &observed, &actions).await;
+    if let Some(Some(ca)) = failures.note(&names.ca(), applied) {
+        // The API server trusts an authority before one of its certificates is in use.
+        let patched = patch_webhook(context, &ca.bundle).await;
+        let is_trusted = failures.note(&names.webhook(), patched).is_some();
+        apply_leaves(context, &observed, &actions, &ca, is_trusted, failures).await;
+        let secrets = Api::namespaced(context.client.clone(), &names.namespace);
+        let published = publish(context, &secrets, &ca.bundle).await;
+        failures.note(&names.controller_tls(), published);
+    }
+    record(context, &observed.existing);
+}
+
+/// What exists, and what is wanted. A certificate whose Secret cannot be read is not wanted in this
+/// round: it may be valid.
+async fn observe(context: &Context, now: i64, failures: &mut Failures) -> Result<Observed, Error> {
     let names = &context.names;
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
     let services: Api<Service> = Api::namespaced(context.client.clone(), &names.namespace);
@@ -237,15 +275,17 @@ async fn observe(context: &Context) -> Result<Observed, Error> {
         .await?
         .map(|service| cluster_ips(&service))
         .unwrap_or_default();
-    let wanted = wanted(context, &addresses);
+    let mut wanted = wanted(context, &addresses);
     let ca_secret = secrets.get_opt(&names.ca()).await?;
     let mut leaf_secrets = BTreeMap::new();
     for want in &wanted {
-        leaf_secrets.insert(
-            want.leaf,
-            secrets.get_opt(&secret_name(context, want.leaf)).await?,
-        );
+        let name = secret_name(context, want.leaf);
+        let read = secrets.get_opt(&name).await.map_err(Error::from);
+        if let Some(secret) = failures.note(&name, read) {
+            leaf_secrets.insert(want.leaf, secret);
+        }
     }
+    wanted.retain(|want| leaf_secrets.contains_key(&want.leaf));
     let existing = Existing {
         ca: inspect::ca(ca_secret.as_ref()),
         leaves: leaf_secrets
@@ -258,7 +298,7 @@ async fn observe(context: &Context) -> Result<Observed, Error> {
         ca_secret,
         leaf_secrets,
         existing,
-        now: jiff::Timestamp::now().as_second(),
+        now,
     })
 }
 
@@ -290,50 +330,62 @@ async fn apply_authority(
     Ok(ca)
 }
 
-/// Issues certificates of `ca`, and renews the bundle beside those that stay.
+/// Issues certificates of `ca`, and renews the bundle beside those that stay. Without `is_trusted`,
+/// the API server does not trust `ca` yet, and the webhook keeps its certificate.
 async fn apply_leaves(
     context: &Context,
     observed: &Observed,
     actions: &[Action],
     ca: &Ca,
-) -> Result<(), Error> {
+    is_trusted: bool,
+    failures: &mut Failures,
+) {
     for action in actions {
-        let (leaf, existing, certificate, key) = match action {
+        let leaf = match action {
             Action::MakeCa { .. } | Action::WriteBundle { .. } => continue,
-            Action::Issue { want, reason } => {
-                tracing::info!(
-                    certificate = want.leaf.as_str(),
-                    reason,
-                    "issued a certificate"
-                );
-                let (certificate, key) = issue::leaf(observed.now, ca, want)?;
-                let existing = observed.leaf_secrets.get(&want.leaf).cloned().flatten();
-                (want.leaf, existing, certificate, key)
-            }
-            Action::RefreshBundle { leaf } => {
-                let Some(Some(existing)) = observed.leaf_secrets.get(leaf) else {
-                    continue;
-                };
-                let (Some(certificate), Some(key)) = (
-                    apply::text(Some(existing), "tls.crt"),
-                    apply::text(Some(existing), "tls.key"),
-                ) else {
-                    continue;
-                };
-                (*leaf, Some(existing.clone()), certificate, key)
-            }
+            Action::Issue { want, .. } => want.leaf,
+            Action::RefreshBundle { leaf } => *leaf,
         };
-        write_leaf(
-            context,
-            leaf,
-            existing,
-            certificate.into_bytes(),
-            key.into_bytes(),
-            &ca.bundle,
-        )
-        .await?;
+        if is_trusted || leaf != Leaf::Webhook {
+            let applied = apply_leaf(context, observed, action, ca).await;
+            failures.note(&secret_name(context, leaf), applied);
+        }
     }
-    Ok(())
+}
+
+async fn apply_leaf(
+    context: &Context,
+    observed: &Observed,
+    action: &Action,
+    ca: &Ca,
+) -> Result<(), Error> {
+    let (leaf, existing, certificate, key) = match action {
+        Action::MakeCa { .. } | Action::WriteBundle { .. } => return Ok(()),
+        Action::Issue { want, reason } => {
+            tracing::info!(
+                certificate = want.leaf.as_str(),
+                reason,
+                "issued a certificate"
+            );
+            let (certificate, key) = issue::leaf(observed.now, ca, want)?;
+            let existing = observed.leaf_secrets.get(&want.leaf).cloned().flatten();
+            (want.leaf, existing, certificate, key)
+        }
+        Action::RefreshBundle { leaf } => {
+            let Some(Some(existing)) = observed.leaf_secrets.get(leaf) else {
+                return Ok(());
+            };
+            let (Some(certificate), Some(key)) = (
+                apply::text(Some(existing), "tls.crt"),
+                apply::text(Some(existing), "tls.key"),
+            ) else {
+                return Ok(());
+            };
+            (*leaf, Some(existing.clone()), certificate, key)
+        }
+    };
+    let (certificate, key) = (certificate.into_bytes(), key.into_bytes());
+    write_leaf(context, leaf, existing, certificate, key, &ca.bundle).await
 }
 
 /// Metrics of the certificates at the beginning of the round.

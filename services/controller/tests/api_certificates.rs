@@ -77,6 +77,38 @@ async fn certificates_are_made_once_and_stay() {
     );
 }
 
+#[tokio::test]
+async fn a_secret_that_cannot_be_written_does_not_hold_up_the_others() {
+    let bare = Bare::start().await;
+    bare.registry_service().await;
+    let context = bare.context();
+    let secrets: Api<Secret> = Api::namespaced(bare.client.clone(), bare::NAMESPACE);
+    let stuck = "holdfast-registry-tls";
+    let immutable = Secret {
+        metadata: ObjectMeta {
+            name: Some(stuck.to_owned()),
+            ..ObjectMeta::default()
+        },
+        immutable: Some(true),
+        ..Secret::default()
+    };
+    let created = secrets.create(&PostParams::default(), &immutable).await;
+    created.unwrap();
+    certificates::round(&context).await.unwrap_err();
+    for name in OURS {
+        let secret = secrets.get(name).await.unwrap();
+        assert_eq!(secret.data.is_none(), name == stuck, "{name}");
+    }
+    assert!(context.issued.client().is_some());
+
+    secrets
+        .delete(stuck, &DeleteParams::default())
+        .await
+        .unwrap();
+    certificates::round(&context).await.unwrap();
+    assert!(secrets.get(stuck).await.unwrap().data.is_some());
+}
+
 // SPEC 32
 #[tokio::test]
 async fn a_reset_ca_bundle_is_patched_again_and_nothing_else() {

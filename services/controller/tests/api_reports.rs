@@ -75,8 +75,11 @@ async fn only_the_agent_of_a_node_reports_it_and_the_report_goes_with_the_node()
     mount(&bare, "holdfast-node-agent-tls", folder.path()).await;
     let deaf: SocketAddr = "127.0.0.1:1".parse().unwrap();
     eventually("the agent's report is taken", async || {
-        let mut sender = Sender::new(&context.names, folder.path()).unwrap();
-        sender.send(&report("here"), &[deaf, address]).await
+        let mut sender = Sender::new(&context.names, folder.path());
+        sender
+            .send(&report("here"), &[deaf, address])
+            .await
+            .unwrap()
     })
     .await;
     let starts = |node: &str| {
@@ -91,19 +94,25 @@ async fn only_the_agent_of_a_node_reports_it_and_the_report_goes_with_the_node()
     assert_eq!(starts("here"), Some(true));
 
     // The agent of another node, and a client that is no agent.
-    let mut sender = Sender::new(&context.names, folder.path()).unwrap();
-    assert!(!sender.send(&report("there"), &[address]).await);
-    assert!(!sender.send(&report("here/../there"), &[address]).await);
+    let send = async |sender: &mut Sender, node: &str, to: &[SocketAddr]| {
+        sender.send(&report(node), to).await.unwrap()
+    };
+    let mut sender = Sender::new(&context.names, folder.path());
+    for other in ["there", "here/../there", "none"] {
+        assert!(!send(&mut sender, other, &[address]).await, "{other}");
+    }
     let other = tempfile::tempdir().unwrap();
     mount(&bare, "holdfast-registry-tls", other.path()).await;
-    let mut registry = Sender::new(&context.names, other.path()).unwrap();
-    assert!(!registry.send(&report("here"), &[address]).await);
+    let mut registry = Sender::new(&context.names, other.path());
+    assert!(!send(&mut registry, "here", &[address]).await);
     assert_eq!(starts("there"), None);
+    let mut without = Sender::new(&context.names, Path::new("/nonexistent"));
+    without.send(&report("here"), &[address]).await.unwrap_err();
 
     // A report that was taken is not sent again.
-    assert!(sender.send(&report("here"), &[address]).await);
-    assert!(sender.send(&report("here"), &[address]).await);
-    assert!(!sender.send(&report("here"), &[deaf]).await);
+    assert!(send(&mut sender, "here", &[address]).await);
+    assert!(send(&mut sender, "here", &[address]).await);
+    assert!(!send(&mut sender, "here", &[deaf]).await);
 
     let nodes: Api<Node> = Api::all(bare.client.clone());
     nodes

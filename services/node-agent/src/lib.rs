@@ -189,7 +189,7 @@ pub async fn serve(
         let names = names.clone();
         supervisor.spawn("send", API_STUCK_AFTER, move |heartbeat| {
             let (names, folder, reports) = (names.clone(), folder.clone(), reported_to.clone());
-            async move { Sender::new(&names, &folder)?.run(reports, &heartbeat).await }
+            async move { Sender::new(&names, &folder).run(reports, &heartbeat).await }
         });
     }
     supervisor.spawn("host", ROUND_STUCK_AFTER, move |heartbeat| {

@@ -11,7 +11,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use holdfast_api::report::Users;
+use holdfast_api::report::{MAX_NAME_BYTES, MAX_RECORD_ENTRIES, MAX_RECORD_USERS, Users};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -20,13 +20,11 @@ use sha2::{Digest as _, Sha256};
 const MAX_INTENTS: usize = 1000;
 /// Bytes of a file. A record has about 200 for each name and each credential.
 const MAX_FILE_BYTES: u64 = 64 << 10;
-/// Repositories of a record, and credentials of a repository.
-const MAX_ENTRIES: usize = 200;
 
 /// How the names of the kubelet's files begin.
 const PREFIX: &str = "sha256-";
 
-/// The pull record of an image ID: who may use it, by the repository's name as pods write it.
+/// The pull record of an image ID: who may use it, by the repository's name.
 type Record = BTreeMap<String, Users>;
 
 /// What the folders hold. Reads only files that changed since the last time.
@@ -170,8 +168,10 @@ pub fn parse_record(bytes: &[u8]) -> Option<(String, Record)> {
         name: String,
     }
     let names = |list: Option<Vec<Coordinates>>| -> Vec<String> {
-        let list = list.into_iter().flatten().take(MAX_ENTRIES);
+        let list = list.into_iter().flatten();
         list.map(|one| format!("{}/{}", one.namespace, one.name))
+            .filter(|name| name.len() <= MAX_NAME_BYTES)
+            .take(MAX_RECORD_USERS)
             .collect()
     };
     let file: PulledRecord = serde_json::from_slice(bytes).ok()?;
@@ -179,17 +179,20 @@ pub fn parse_record(bytes: &[u8]) -> Option<(String, Record)> {
         return None;
     }
     let mapping = file.credential_mapping.into_iter().flatten();
-    let record = mapping.take(MAX_ENTRIES).map(|(repository, credentials)| {
-        let users = if credentials.node_pods_accessible {
-            Users::Any
-        } else {
-            Users::Only {
-                secrets: names(credentials.kubernetes_secrets),
-                service_accounts: names(credentials.kubernetes_service_accounts),
-            }
-        };
-        (repository, users)
-    });
+    let mapping = mapping.filter(|(repository, _)| repository.len() <= MAX_NAME_BYTES);
+    let record = mapping
+        .take(MAX_RECORD_ENTRIES)
+        .map(|(repository, credentials)| {
+            let users = if credentials.node_pods_accessible {
+                Users::Any
+            } else {
+                Users::Only {
+                    secrets: names(credentials.kubernetes_secrets),
+                    service_accounts: names(credentials.kubernetes_service_accounts),
+                }
+            };
+            (repository, users)
+        });
     Some((file.image_ref, record.collect()))
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use holdfast_api::report::{NodeReport, ReportedImage};
+use holdfast_api::report::{MAX_NAME_BYTES, MAX_NAMES, NodeReport, ReportedImage};
 use holdfast_core::kubelet::listed_name;
 use holdfast_core::reference::Reference;
 use holdfast_runtime::supervise::Heartbeat;
@@ -22,10 +22,6 @@ use crate::status::Status;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Time between two looks whether the kubelet wrote a record. Changes within it are one.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Names of an image in a report.
-const MAX_NAMES: usize = 200;
-/// Longest name of an image: host, repository, tag and digest at their longest.
-const MAX_NAME_BYTES: usize = 1024;
 
 /// Reads what a node holds.
 #[derive(Debug)]

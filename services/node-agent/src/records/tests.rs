@@ -173,7 +173,7 @@ fn the_number_of_files_and_entries_is_bounded() {
     let records = root.read();
     assert!(records.truncated);
     assert_eq!(records.pulling.files.len(), MAX_INTENTS);
-    let names: BTreeMap<String, serde_json::Value> = (0..=MAX_ENTRIES)
+    let names: BTreeMap<String, serde_json::Value> = (0..=MAX_RECORD_ENTRIES)
         .map(|number| (number.to_string(), serde_json::json!({})))
         .collect();
     let text = serde_json::json!({
@@ -183,5 +183,5 @@ fn the_number_of_files_and_entries_is_bounded() {
         "credentialMapping": names,
     });
     let (_, record) = parse_record(text.to_string().as_bytes()).unwrap();
-    assert_eq!(record.len(), MAX_ENTRIES);
+    assert_eq!(record.len(), MAX_RECORD_ENTRIES);
 }

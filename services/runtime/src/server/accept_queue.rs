@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{
     Limits,
-    connection_slots::{ConnectionSlot, ConnectionSlots, NoSlot, client_address},
+    connection_slots::{ConnectionSlot, ConnectionSlots, NoSlot},
     count::{Counts, Open},
     outgoing::UnreadBytes,
     requests::Requests,
@@ -120,8 +120,8 @@ impl AcceptQueue {
     /// Lets a connection wait for a slot, or refuses it if too many wait.
     fn enqueue(&mut self, connection: Waiting, counts: &Counts) {
         let (_, address, _) = connection;
-        let client = client_address(address.ip());
-        let of_client = |(_, other, _): &&Waiting| client_address(other.ip()) == client;
+        let client = self.slots.client(address.ip());
+        let of_client = |(_, other, _): &&Waiting| self.slots.client(other.ip()) == client;
         let waiting = self.waiting.iter().filter(of_client).count();
         let most = self.share.waiting;
         if self.waiting.len() < most && waiting < most.div_ceil(4) {
@@ -142,7 +142,7 @@ impl AcceptQueue {
             let Some(Ok((stream, address))) = accept.now_or_never() else {
                 return;
             };
-            let client = client_address(address.ip());
+            let client = self.slots.client(address.ip());
             self.arrivals.push(client, (stream, address));
         }
     }
@@ -152,7 +152,7 @@ impl AcceptQueue {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
-                    let client = client_address(address.ip());
+                    let client = self.slots.client(address.ip());
                     self.arrivals.push(client, (stream, address));
                 }
                 Err(error) => {

@@ -27,6 +27,9 @@ const ORDER_TTL: Duration = Duration::from_millis(100);
 /// Connections in the cached order.
 const ORDER_LENGTH: usize = 64;
 
+/// Bits of the IPv6 network from which a client chooses its addresses.
+pub(super) const CLIENT_PREFIX: u8 = 64;
+
 /// The slots of a listener. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionSlots {
@@ -37,6 +40,7 @@ pub(super) struct ConnectionSlots {
 struct Inner {
     capacity: usize,
     capacity_of_address: usize,
+    ipv6_prefix: u8,
     recycles: bool,
     table: Mutex<Table>,
     released: Notify,
@@ -81,11 +85,17 @@ impl ConnectionSlots {
             inner: Arc::new(Inner {
                 capacity,
                 capacity_of_address: limits.connections_per_address,
+                ipv6_prefix: limits.ipv6_prefix,
                 recycles: limits.recycles,
                 table: Mutex::default(),
                 released: Notify::new(),
             }),
         }
+    }
+
+    /// The address that stands for a client of this listener.
+    pub(super) fn client(&self, address: IpAddr) -> IpAddr {
+        network(address, self.inner.ipv6_prefix)
     }
 
     /// Whether a slot is free.
@@ -100,7 +110,7 @@ impl ConnectionSlots {
         address: IpAddr,
         watch: &Arc<Watch>,
     ) -> Result<ConnectionSlot, NoSlot> {
-        let key = client_address(address);
+        let key = self.client(address);
         let mut table = self.table();
         if self.inner.capacity_of_address <= table.count(key) {
             return Err(NoSlot::Address);
@@ -131,11 +141,11 @@ impl ConnectionSlots {
         mut waiting: impl Iterator<Item = IpAddr>,
     ) -> Option<usize> {
         let table = self.table();
-        let has = table.count(client_address(arrival));
+        let has = table.count(self.client(arrival));
         if self.inner.capacity_of_address <= has {
             return None;
         }
-        waiting.position(|other| table.count(client_address(other)) <= has)
+        waiting.position(|other| table.count(self.client(other)) <= has)
     }
 
     /// Waits until a slot is released.
@@ -222,10 +232,15 @@ impl Drop for ConnectionSlot {
 /// The address that stands for a client: an IPv4 address in canonical form, or the /64 network from
 /// which an IPv6 client chooses its addresses.
 pub fn client_address(address: IpAddr) -> IpAddr {
+    network(address, CLIENT_PREFIX)
+}
+
+/// An IPv4 address in canonical form, or the network of an IPv6 address with this many bits.
+fn network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
-            let network = address.to_bits() & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from_bits(network))
+            let host_bits = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !host_bits))
         }
         address @ IpAddr::V4(_) => address,
     }
@@ -262,6 +277,20 @@ mod tests {
         drop((one, two, second));
         assert!(slots.table().connections.is_empty());
         assert!(slots.table().of_address.is_empty());
+    }
+
+    #[test]
+    fn where_the_cluster_chooses_addresses_each_one_is_a_client() {
+        let limits = Limits {
+            connections_per_address: 1,
+            ipv6_prefix: 128,
+            ..Limits::default()
+        };
+        let slots = ConnectionSlots::new(100, &limits);
+        let acquire = |text: &str| slots.acquire(text.parse().unwrap(), &Watch::new()).ok();
+        let (one, two) = (acquire("2001:db8::1"), acquire("2001:db8::2"));
+        assert!(one.is_some() && two.is_some());
+        assert!(acquire("2001:db8::1").is_none());
     }
 
     #[test]
