@@ -199,6 +199,17 @@ impl Artifact {
         status.is_some_and(|status| status.digest.is_some() || status.last_copy_time.is_some())
     }
 
+    /// Whether the registry holds its image. While the registry does not answer, as after a power
+    /// cut, what it held before counts.
+    pub fn is_held(&self) -> bool {
+        let unanswered = [Reason::RegistryUnavailable, Reason::PullSecretUnreadable];
+        let reason = self.reason();
+        let is_unanswered = unanswered
+            .iter()
+            .any(|known| reason == Some(known.as_str()));
+        self.is_ready() || is_unanswered && self.was_copied()
+    }
+
     /// What made it, by the label [`labels::MANAGED_BY`].
     pub fn manager(&self) -> Option<&str> {
         self.labels().get(labels::MANAGED_BY).map(String::as_str)
@@ -407,6 +418,32 @@ mod tests {
         .map(|s| artifact_name(s))
         .collect();
         assert_eq!(names.len(), 4);
+    }
+
+    #[test]
+    fn a_registry_that_does_not_answer_still_holds_what_it_held() {
+        for (reason, copied, expect) in [
+            ("Copied", true, true),
+            ("RegistryUnavailable", true, true),
+            ("RegistryUnavailable", false, false),
+            ("PullSecretUnreadable", true, true),
+            ("UpstreamUnavailable", true, false),
+            ("NoSpace", true, false),
+        ] {
+            let status = if reason == "Copied" { "True" } else { "False" };
+            let ready = serde_json::json!({
+                "type": READY, "status": status, "reason": reason, "message": "",
+                "lastTransitionTime": "1970-01-01T00:00:00Z",
+            });
+            let digest = copied.then_some("sha256:0");
+            let artifact: Artifact = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "a"},
+                "spec": {"sourceArtifact": "r.io/a:1"},
+                "status": {"conditions": [ready], "digest": digest},
+            }))
+            .unwrap();
+            assert_eq!(artifact.is_held(), expect, "{reason} {copied}");
+        }
     }
 
     // SPEC 7

@@ -22,14 +22,15 @@ pub mod status;
 pub mod undemanded;
 pub mod urgency;
 
-use crate::events::object;
-use crate::index::{ClusterIndex, Key, WatchCache};
-use crate::{Context, FIELD_MANAGER};
+use crate::Context;
 use futures::{StreamExt as _, stream};
 use holdfast_api::Artifact;
 use holdfast_api::access::Access;
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Priority;
+use holdfast_cluster_index::apply::FIELD_MANAGER;
+use holdfast_cluster_index::events::object;
+use holdfast_cluster_index::{ClusterIndex, Key, WatchCache};
 use holdfast_cluster_model::{Demand, NodeFacts, demand};
 use holdfast_runtime::supervise::Heartbeat;
 use kube::api::{Api, PostParams};
@@ -512,7 +513,7 @@ async fn create(
 ) -> Result<bool, kube::Error> {
     let api: Api<Artifact> = Api::namespaced(context.client.clone(), namespace);
     let labels = artifact.metadata.labels.get_or_insert_default();
-    labels.extend(crate::apply::labels(&context.names));
+    labels.extend(holdfast_cluster_index::apply::labels(&context.names));
     let params = PostParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PostParams::default()

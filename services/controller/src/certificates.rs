@@ -13,9 +13,10 @@ pub mod plan;
 #[cfg(test)]
 mod tests;
 
-use crate::{Context, apply};
+use crate::Context;
 use futures::{StreamExt as _, TryStreamExt as _};
 use holdfast_api::{labels, report};
+use holdfast_cluster_index::apply;
 use holdfast_cluster_model::cluster_ips;
 use holdfast_runtime::supervise::Heartbeat;
 use holdfast_runtime::tls::{ClientTls, ServerTls};

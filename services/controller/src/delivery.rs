@@ -7,11 +7,10 @@
 mod hosts;
 mod unprepared;
 
-use crate::index::ClusterIndex;
-use crate::{Context, apply};
-use holdfast_api::Artifact;
-use holdfast_api::artifact::Reason;
+use crate::Context;
 use holdfast_api::delivery::{Delivery, DeliveryState, SourceSet};
+use holdfast_cluster_index::ClusterIndex;
+use holdfast_cluster_index::apply;
 use holdfast_runtime::supervise::Heartbeat;
 use hosts::Hosts;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -40,7 +39,7 @@ pub enum Error {
 /// Keeps the ConfigMap up to date. Runs for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let mut version = context.index.version.subscribe();
-    context.known(&heart).await;
+    context.healing.known(&context.index, &heart).await;
     let mut written = read(&context).await?.map(|object| Delivery::of(&object));
     let earlier = written.as_ref().map(|known| known.state.hosts.as_slice());
     let mut observed = Observed {
@@ -77,17 +76,6 @@ async fn read(context: &Context) -> Result<Option<ConfigMap>, kube::Error> {
     maps.get_opt(&context.names.delivery()).await
 }
 
-/// Whether the registry holds the image of an Artifact. While the registry does not answer, as
-/// after a power cut, what it held before counts.
-pub(crate) fn is_held(artifact: &Artifact) -> bool {
-    let unanswered = [Reason::RegistryUnavailable, Reason::PullSecretUnreadable];
-    let reason = artifact.reason();
-    let is_unanswered = unanswered
-        .iter()
-        .any(|known| reason == Some(known.as_str()));
-    artifact.is_ready() || is_unanswered && artifact.was_copied()
-}
-
 /// What the loop remembers of earlier looks.
 struct Observed {
     hosts: Hosts,
@@ -106,7 +94,7 @@ impl Observed {
             hosts.observe(artifacts.iter().map(|(key, it)| (key, it.as_ref())), now);
             let held: SourceSet = artifacts
                 .iter()
-                .filter(|(_, artifact)| is_held(artifact))
+                .filter(|(_, artifact)| artifact.is_held())
                 .map(|(_, artifact)| artifact.spec.source_artifact.as_str())
                 .collect();
             Delivery {
@@ -119,28 +107,5 @@ impl Observed {
                 ..Delivery::default()
             }
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::healing::fixtures::artifact;
-
-    #[test]
-    fn a_registry_that_does_not_answer_still_holds_what_it_held() {
-        for (reason, copied, expect) in [
-            ("Copied", true, true),
-            ("RegistryUnavailable", true, true),
-            ("RegistryUnavailable", false, false),
-            ("PullSecretUnreadable", true, true),
-            ("UpstreamUnavailable", true, false),
-            ("NoSpace", true, false),
-        ] {
-            let mut artifact = artifact("r.io/a:1", reason, 1);
-            let digest = copied.then(|| "sha256:0".to_owned());
-            artifact.status.as_mut().unwrap().digest = digest;
-            assert_eq!(is_held(&artifact), expect, "{reason} {copied}");
-        }
     }
 }

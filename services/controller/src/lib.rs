@@ -5,30 +5,29 @@
 //! `state::build`, `cluster_model::demand`, `artifacts::status`, `healing::decide`) from what the
 //! loops fetch.
 
-pub mod apply;
 pub mod artifacts;
 pub mod certificates;
-pub mod comparing_owners;
 pub mod delivery;
-pub mod events;
-pub mod healing;
-pub mod index;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod metrics;
 pub mod nodes;
-pub mod reports;
+pub mod report_server;
 pub mod state;
 
-use events::Publisher;
-use holdfast_api::access::{AccessList, ImageAccess};
+use holdfast_api::access::AccessList;
 use holdfast_api::names::Names;
+use holdfast_cluster_index::events::Publisher;
+use holdfast_cluster_index::reports::Reports;
+use holdfast_cluster_index::{self as index, ClusterIndex, Watches};
 use holdfast_cluster_model::{Scope, ScopeError};
 use holdfast_config::Config;
+use holdfast_healing::{self as healing, comparing_owners};
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::lease::Candidate;
 use holdfast_runtime::supervise::{Heartbeat, Supervisor};
 use holdfast_runtime::{CancellationToken, logs, server, shutdown};
-use index::{ClusterIndex, Watches};
 use prometheus_client::registry::Registry;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -38,15 +37,9 @@ use tokio::net::TcpListener;
 
 pub use metrics::Metrics;
 
-/// The name under which the controller's server-side applies are recorded.
-pub const FIELD_MANAGER: &str = "holdfast-controller";
-
 /// Time without a heartbeat after which a background loop counts as stuck: longer than any single
 /// call.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
-
-/// Interval of checks whether the index is complete.
-const SYNC_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why the controller ends.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +96,7 @@ pub struct Context {
     /// Where node agents report their nodes; `None`: nowhere.
     pub agents: Option<SocketAddr>,
     /// What node agents reported.
-    pub reports: Arc<reports::Reports>,
+    pub reports: Arc<Reports>,
     /// Publishes the events of all loops.
     pub events: Publisher,
     /// Former addresses of the registry, and when pods last named them.
@@ -157,22 +150,6 @@ impl Context {
         })
     }
 
-    /// Returns when the first lists are complete and the written state is known.
-    pub(crate) async fn known(&self, heart: &Heartbeat) {
-        while !self.index.synced() || self.healing.state.borrow().is_none() {
-            heart.beat();
-            tokio::time::sleep(SYNC_POLL_INTERVAL).await;
-        }
-    }
-
-    /// The images that pods may pull from the registry, as the webhook knows it.
-    pub(crate) fn image_access(&self) -> ImageAccess {
-        let by_namespace = self.config.values.access.is_by_namespace();
-        let state = self.healing.state.borrow();
-        let access = state.as_ref().and_then(|state| state.access.as_ref());
-        ImageAccess::new(by_namespace, access)
-    }
-
     /// The part that the watches need.
     pub fn watches(&self) -> Watches {
         Watches {
@@ -180,7 +157,22 @@ impl Context {
             index: Arc::clone(&self.index),
             scope: Arc::clone(&self.scope),
             names: self.names.clone(),
-            metrics: self.metrics.clone(),
+            metrics: self.metrics.index.clone(),
+        }
+    }
+
+    /// The part that healing needs.
+    fn healing(&self) -> healing::Context {
+        healing::Context {
+            client: self.client.clone(),
+            namespace: self.names.namespace.clone(),
+            by_namespace: self.config.values.access.is_by_namespace(),
+            index: Arc::clone(&self.index),
+            scope: Arc::clone(&self.scope),
+            healing: Arc::clone(&self.healing),
+            reports: Arc::clone(&self.reports),
+            events: self.events.clone(),
+            metrics: self.metrics.healing.clone(),
         }
     }
 
@@ -206,10 +198,14 @@ impl Context {
         self.spawn(supervisor, "state", state::run);
         self.spawn(supervisor, "delivery", delivery::run);
         self.spawn(supervisor, "node_taints", nodes::run);
-        self.spawn(supervisor, "reports", reports::run);
+        self.spawn(supervisor, "reports", report_server::run);
         self.spawn(supervisor, "preload", artifacts::preload::run);
-        self.spawn(supervisor, "healing", healing::run);
-        self.spawn(supervisor, "comparing_owners", comparing_owners::run);
+        self.spawn(supervisor, "healing", |context, heart| {
+            healing::run(context.healing(), heart)
+        });
+        self.spawn(supervisor, "comparing_owners", |context, heart| {
+            comparing_owners::run(context.healing(), heart)
+        });
         self.spawn(supervisor, "artifacts", move |context, heart| {
             artifacts::run(context, fills.clone(), heart)
         });
@@ -263,7 +259,7 @@ pub async fn run(
     let mut context = Context::new(client, config, metrics)?;
     context.registry = outside.registry;
     // Agents find the controller by its Service only.
-    context.agents = outside.admin.is_none().then(reports::listen_address);
+    context.agents = outside.admin.is_none().then(report_server::listen_address);
     serve(context, registry, level, &identity, admin_listener, stop).await
 }
 

@@ -29,12 +29,6 @@ pub(crate) struct AccessLabel {
     access: &'static str,
 }
 
-/// A kind of workload, by its resource's name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct KindLabel {
-    kind: &'static str,
-}
-
 /// A certificate, by the name of its Secret's role.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct CertificateLabel {
@@ -45,13 +39,6 @@ pub(crate) struct CertificateLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StateLabel {
     state: &'static str,
-}
-
-/// Actions of healing, and their outcomes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct ActionLabel {
-    action: &'static str,
-    outcome: &'static str,
 }
 
 /// Counters and gauges. Clones share them.
@@ -68,15 +55,13 @@ pub struct Metrics {
     access_refused: Gauge,
     wanted: Family<PriorityLabel, Gauge>,
     local: Family<PriorityLabel, Gauge>,
-    hidden: Family<KindLabel, Gauge>,
     expiry: Family<CertificateLabel, Gauge<f64, AtomicU64>>,
-    healing: Family<ActionLabel, Counter>,
-    pods_stuck: Gauge,
-    excluded_sources: Gauge,
-    excluded_owners: Gauge,
     nodes: Family<StateLabel, Gauge>,
     report_age: Gauge,
-    excluded_namespaces: Gauge,
+    /// Those of the watches.
+    pub(crate) index: holdfast_cluster_index::Metrics,
+    /// Those of healing.
+    pub(crate) healing: holdfast_healing::Metrics,
 }
 
 impl Metrics {
@@ -137,47 +122,18 @@ impl Metrics {
                 "Needed images that the registry holds, by priority",
                 Family::default(),
             ),
-            hidden: group.add(
-                "unreadable_kinds",
-                "1 for a workload kind that the controller may not read; its images are copied \
-                 only for existing pods",
-                Family::default(),
-            ),
             expiry: group.add(
                 "certificate_expiry_timestamp_seconds",
                 "Expiry of a certificate, in seconds since 1970",
                 Family::default(),
-            ),
-            healing: group.add(
-                "healing_actions",
-                "Actions of healing, by action and outcome",
-                Family::default(),
-            ),
-            pods_stuck: group.add(
-                "pods_stuck",
-                "Pods with a container whose image pull fails",
-                Gauge::default(),
-            ),
-            excluded_sources: group.add(
-                "excluded_sources",
-                "Sources that are not rewritten because the registry cannot copy them",
-                Gauge::default(),
             ),
             nodes: group.add(
                 "nodes",
                 "Nodes in scope: prepared, unprepared, not Ready, or held by the startup taint",
                 Family::default(),
             ),
-            excluded_owners: group.add(
-                "excluded_owners",
-                "Owners whose pods are not rewritten because they deleted rewritten pods",
-                Gauge::default(),
-            ),
-            excluded_namespaces: group.add(
-                "excluded_namespaces",
-                "Namespaces that are not rewritten because a policy denies that",
-                Gauge::default(),
-            ),
+            index: holdfast_cluster_index::Metrics::register(&mut group),
+            healing: holdfast_healing::Metrics::register(&mut group),
             report_age: report_age(registry),
         }
     }
@@ -223,30 +179,6 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn hidden(&self, kind: &'static str, hidden: bool) {
-        self.hidden
-            .get_or_create(&KindLabel { kind })
-            .set(i64::from(hidden));
-    }
-
-    pub(crate) fn healed(&self, action: &'static str, outcome: &'static str) {
-        self.healing
-            .get_or_create(&ActionLabel { action, outcome })
-            .inc();
-    }
-
-    pub(crate) fn pods_stuck(&self, count: usize) {
-        set(&self.pods_stuck, count);
-    }
-
-    pub(crate) fn excluded_sources(&self, count: usize) {
-        set(&self.excluded_sources, count);
-    }
-
-    pub(crate) fn excluded_owners(&self, count: usize) {
-        set(&self.excluded_owners, count);
-    }
-
     pub(crate) fn nodes(&self, state: &'static str, count: usize) {
         set(&self.nodes.get_or_create(&StateLabel { state }), count);
     }
@@ -255,10 +187,6 @@ impl Metrics {
         let seconds = seconds.unwrap_or(0);
         self.report_age
             .set(i64::try_from(seconds).unwrap_or(i64::MAX));
-    }
-
-    pub(crate) fn excluded_namespaces(&self, count: usize) {
-        set(&self.excluded_namespaces, count);
     }
 
     pub(crate) fn expires(&self, certificate: &'static str, at: i64) {

@@ -8,11 +8,11 @@
 pub mod decide;
 
 use crate::Context;
-use crate::apply::patch_params;
-use crate::events::object;
-use crate::index::ClusterIndex;
 use decide::{Act, Memory, Node, Policy, Report, Why};
 use holdfast_api::labels;
+use holdfast_cluster_index::ClusterIndex;
+use holdfast_cluster_index::apply::patch_params;
+use holdfast_cluster_index::events::object;
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Taint};
 use kube::api::{Api, Patch};
@@ -70,7 +70,7 @@ pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     let mut version = context.index.version.subscribe();
     let mut state = context.healing.state.subscribe();
-    context.known(&heart).await;
+    context.healing.known(&context.index, &heart).await;
     let policy = Policy::of(context.config.values.node_agent.startup_taint);
     let born = Instant::now();
     let mut memory = Memory::default();

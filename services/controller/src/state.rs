@@ -8,13 +8,14 @@ pub mod build;
 #[cfg(test)]
 mod tests;
 
-use crate::events::object;
-use crate::index::ClusterIndex;
-use crate::{Context, apply};
+use crate::Context;
 pub use address_history::AddressHistory;
 use build::{Inputs, NodeInput};
 use holdfast_api::access::AccessList;
 use holdfast_api::state::{ClusterState, Exclusion, KEY, NodeState, OwnerExclusion};
+use holdfast_cluster_index::ClusterIndex;
+use holdfast_cluster_index::apply;
+use holdfast_cluster_index::events::object;
 use holdfast_cluster_model::cluster_ips;
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
@@ -59,9 +60,14 @@ pub struct Seen {
 
 impl Seen {
     fn of(context: &Context) -> Self {
-        let pods_synced = ClusterIndex::read(&context.index.pods, crate::index::WatchCache::synced);
-        let nodes_synced =
-            ClusterIndex::read(&context.index.nodes, crate::index::WatchCache::synced);
+        let pods_synced = ClusterIndex::read(
+            &context.index.pods,
+            holdfast_cluster_index::WatchCache::synced,
+        );
+        let nodes_synced = ClusterIndex::read(
+            &context.index.nodes,
+            holdfast_cluster_index::WatchCache::synced,
+        );
         Self {
             used: pods_synced.then(|| used_addresses(context)),
             nodes: (pods_synced && nodes_synced).then(|| nodes(context)),

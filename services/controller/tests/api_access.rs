@@ -12,7 +12,7 @@ use bare::{Bare, NAMESPACE, Registry, Running, eventually, run};
 use holdfast_api::access::{Access, AccessList};
 use holdfast_api::state::{ClusterState, KEY};
 use holdfast_api::{Artifact, artifact_name};
-use holdfast_controller::healing::{Healing, Policy};
+use holdfast_healing::{Healing, Policy};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{Api, Patch, PatchParams};

@@ -12,7 +12,7 @@ use bare::{Bare, Registry, eventually, run};
 use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, KEY, OwnerExclusion};
 use holdfast_controller::Context;
-use holdfast_controller::healing::{Healing, Policy};
+use holdfast_healing::{Healing, Policy};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};

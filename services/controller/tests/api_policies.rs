@@ -6,7 +6,7 @@ mod bare;
 
 use bare::{Bare, NAMESPACE, Registry, Running, eventually, run};
 use holdfast_api::state::{ClusterState, KEY};
-use holdfast_controller::healing::{Healing, Policy};
+use holdfast_healing::{Healing, Policy};
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };

@@ -1,6 +1,6 @@
 //! Who may depend on whom, and which crate may name which library: `core ← {config, api} ←
-//! {runtime, store, cluster-model} ← {upstream, volume-tools} ← fill ← services ← cli-kit ←
-//! offline ← cli ← holdfast`.
+//! {runtime, store, cluster-model} ← {upstream, volume-tools, cluster-index} ← {fill, healing} ←
+//! services ← cli-kit ← offline ← cli ← holdfast`.
 
 use serde_json::Value;
 
@@ -16,8 +16,12 @@ const LAYERS: [&[&str]; 10] = [
         "holdfast-store",
         "holdfast-cluster-model",
     ],
-    &["holdfast-upstream", "holdfast-volume-tools"],
-    &["holdfast-fill"],
+    &[
+        "holdfast-upstream",
+        "holdfast-volume-tools",
+        "holdfast-cluster-index",
+    ],
+    &["holdfast-fill", "holdfast-healing"],
     &[
         "holdfast-registry",
         "holdfast-webhook",
@@ -31,11 +35,17 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// Crates of lower layers that a crate must not use all the same.
-const REFUSED: [(&str, &[&str]); 9] = [
+const REFUSED: [(&str, &[&str]); 12] = [
     ("holdfast-upstream", &["holdfast-store"]),
-    ("holdfast-webhook", &SERVING),
+    (
+        "holdfast-registry",
+        &["holdfast-cluster-index", "holdfast-healing"],
+    ),
+    ("holdfast-cluster-index", &SERVING),
+    ("holdfast-healing", &SERVING),
+    ("holdfast-webhook", &SERVING_AND_LEADING),
     ("holdfast-controller", &SERVING),
-    ("holdfast-node-agent", &SERVING),
+    ("holdfast-node-agent", &SERVING_AND_LEADING),
     ("holdfast-store", &["holdfast-api", "holdfast-config"]),
     (
         "holdfast-volume-tools",
@@ -49,9 +59,11 @@ const REFUSED: [(&str, &[&str]); 9] = [
 ];
 
 /// What copies images, and the parts.
-const COPYING_AND_PARTS: [&str; 6] = [
+const COPYING_AND_PARTS: [&str; 8] = [
     "holdfast-upstream",
     "holdfast-fill",
+    "holdfast-cluster-index",
+    "holdfast-healing",
     "holdfast-registry",
     "holdfast-webhook",
     "holdfast-controller",
@@ -64,6 +76,16 @@ const SERVING: [&str; 4] = [
     "holdfast-volume-tools",
     "holdfast-upstream",
     "holdfast-fill",
+];
+
+/// What serves and copies images, and what only the leader does.
+const SERVING_AND_LEADING: [&str; 6] = [
+    "holdfast-store",
+    "holdfast-volume-tools",
+    "holdfast-upstream",
+    "holdfast-fill",
+    "holdfast-cluster-index",
+    "holdfast-healing",
 ];
 
 /// Crates beside the product, and all of ours that they may use (outside tests).
@@ -250,6 +272,12 @@ mod tests {
         check("holdfast-upstream", "holdfast-fill", false, false);
         check("holdfast-upstream", "holdfast-store", false, false);
         check("holdfast-webhook", "holdfast-fill", false, false);
+        check("holdfast-controller", "holdfast-healing", false, true);
+        check("holdfast-healing", "holdfast-cluster-index", false, true);
+        check("holdfast-healing", "holdfast-controller", false, false);
+        check("holdfast-healing", "holdfast-fill", false, false);
+        check("holdfast-registry", "holdfast-healing", false, false);
+        check("holdfast-webhook", "holdfast-cluster-index", false, false);
         check("holdfast-e2e", "holdfast-core", false, false);
     }
 

@@ -329,7 +329,7 @@ pub(super) fn a_storage_provisioner_and_a_plug_in_start_from_their_nodes(
     let [namespace, name] = PROVISIONER;
     site.cut_uplink()?;
     let started = (|| {
-        // The provisioner itself comes anew, with a name that only nodes know.
+        // The provisioner itself comes again, with a name that only nodes know.
         let label = format!("app={name}");
         site.kube
             .run(&["delete", "pod", "-n", namespace, "-l", &label])?;

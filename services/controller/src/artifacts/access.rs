@@ -4,13 +4,13 @@
 //! Only with `access.privateImages: namespace`. An answer stays in the Artifact's status until
 //! the next one; an upstream that does not answer changes nothing.
 
-use crate::index::Key;
 use holdfast_api::Artifact;
 use holdfast_api::access::{
     Access, AccessList, MAX_LIST_BYTES, MAX_LIST_BYTES_OF_NAMESPACE, repository_of,
 };
 use holdfast_api::artifact::{ArtifactAccess, ArtifactStatus};
 use holdfast_api::fill::Credential;
+use holdfast_cluster_index::Key;
 use holdfast_core::Reference;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -1,8 +1,8 @@
 //! Events about copies, in the Artifact's namespace, once per change.
 
-use crate::events::Publisher;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
+use holdfast_cluster_index::events::Publisher;
 use holdfast_cluster_model::Demand;
 use holdfast_cluster_model::advice::advice;
 use holdfast_core::workload::{self, WorkloadKind};

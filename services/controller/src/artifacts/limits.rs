@@ -5,8 +5,8 @@
 //! those that were, the oldest first. Artifacts that people made or keep are never removed, but
 //! their images are not copied beyond the limits either.
 
-use crate::index::Key;
 use holdfast_api::fill::Priority;
+use holdfast_cluster_index::Key;
 use holdfast_cluster_model::Demand;
 use holdfast_config::ArtifactLimits;
 use std::cmp::Reverse;

@@ -2,9 +2,9 @@
 //! keeps it. One that left the list loses the label and nothing else.
 
 use crate::Context;
-use crate::apply::patch_params;
-use crate::index::ClusterIndex;
 use holdfast_api::{Artifact, artifact_name, labels};
+use holdfast_cluster_index::ClusterIndex;
+use holdfast_cluster_index::apply::patch_params;
 use holdfast_core::meaning::meaning;
 use holdfast_runtime::supervise::Heartbeat;
 use kube::api::{Api, Patch};

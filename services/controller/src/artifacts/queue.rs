@@ -4,8 +4,8 @@
 //! A copy may hold its place for long. So a namespace gets a place only while it holds fewer than
 //! are free, which leaves places for other namespaces.
 
-use crate::index::Key;
 use holdfast_api::fill::Priority;
+use holdfast_cluster_index::Key;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 

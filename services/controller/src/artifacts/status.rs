@@ -2,10 +2,10 @@
 //! on conflicts.
 
 use super::fill::Failure;
-use crate::FIELD_MANAGER;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, MAX_LISTED_REFERENCES, READY, Reason, short_digest};
 use holdfast_api::fill::FillResult;
+use holdfast_cluster_index::apply::FIELD_MANAGER;
 use holdfast_cluster_model::Demand;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, Patch, PatchParams};

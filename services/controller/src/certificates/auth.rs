@@ -7,8 +7,9 @@
 //! file with several lines, the first is used and each is accepted.
 
 use super::{Error, issue};
-use crate::{Context, apply};
+use crate::Context;
 use holdfast_api::labels;
+use holdfast_cluster_index::apply;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;

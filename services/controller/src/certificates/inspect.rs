@@ -1,7 +1,7 @@
 //! Reads certificates from Secrets. Unreadable ones count as absent and are issued again.
 
 use super::model::{BundleFacts, Ca, CaFacts, LeafFacts};
-use crate::apply::text;
+use holdfast_cluster_index::apply::text;
 use k8s_openapi::api::core::v1::Secret;
 use rcgen::{KeyPair, PublicKeyData as _};
 use std::collections::BTreeSet;

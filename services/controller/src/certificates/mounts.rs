@@ -7,8 +7,8 @@
 
 use super::Error;
 use crate::Context;
-use crate::apply::patch_params;
 use holdfast_api::labels;
+use holdfast_cluster_index::apply::patch_params;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams, Patch};

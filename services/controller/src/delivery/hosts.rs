@@ -1,10 +1,10 @@
 //! Which upstreams answer, as the copies of Artifacts met them. Pure: values and time in, values
 //! out.
 
-use crate::index::Key;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 use holdfast_api::delivery::{Answer, HostState, MAX_HOSTS};
+use holdfast_cluster_index::Key;
 use holdfast_core::{Reference, RepositoryName};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -217,7 +217,7 @@ fn at(second: i64) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::healing::fixtures::artifact;
+    use crate::fixtures::artifact;
 
     type Look<'a> = (i64, &'a [(&'a str, &'a str, &'a str, i64)]);
 

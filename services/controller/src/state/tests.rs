@@ -1,7 +1,7 @@
 //! What the loop requests from the API server while pods come and go.
 
 use super::*;
-use crate::index::{Change, WatchCache};
+use holdfast_cluster_index::{Change, WatchCache};
 use holdfast_cluster_model::{NodeFacts, PodFacts};
 use holdfast_runtime::CancellationToken;
 use holdfast_runtime::health::Health;

@@ -1,20 +1,18 @@
 //! Owners that compare images: an operator that deletes each pod whose image differs from the one
 //! that it wants, and creates it again, would do so for ever with rewritten pods.
 //!
-//! The watch of pods hands early deletions to the `recognizer`. The loop here excludes the owners
-//! that it recognizes: the webhook and healing leave their pods alone for a day, and longer each
-//! further time. `docs/design/healing.md` has the rules.
+//! The watch of pods hands early deletions to `cluster_index::recognizer`. The loop here excludes
+//! the owners that it recognizes: the webhook and healing leave their pods alone for a day, and
+//! longer each further time. `docs/design/healing.md` has the rules.
 
-pub mod deletion;
 pub mod exclusions;
-pub mod recognizer;
 
 use crate::Context;
-use crate::events::object;
-use crate::index::ClusterIndex;
-use deletion::Deletion;
 use holdfast_api::labels;
 use holdfast_api::state::OwnerExclusion;
+use holdfast_cluster_index::deletion::Deletion;
+use holdfast_cluster_index::events::object;
+use holdfast_cluster_index::{ClusterIndex, recognizer};
 use holdfast_runtime::supervise::Heartbeat;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -27,7 +25,7 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Excludes recognized owners and ends exclusions. Runs for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
-    context.known(&heart).await;
+    context.healing.known(&context.index, &heart).await;
     loop {
         let now = Timestamp::now();
         for deletion in context.index.take_recognized() {

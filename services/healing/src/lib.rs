@@ -7,12 +7,15 @@
 //! deletes no pod without an owner.
 
 mod apply;
+pub mod comparing_owners;
+mod context;
 pub mod decide;
 mod events;
 pub mod exclusions;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod handle;
+mod metrics;
 mod observe;
 pub mod patch;
 pub mod policies;
@@ -22,12 +25,13 @@ pub mod token_bucket;
 pub mod turns;
 pub mod unfillable;
 
+pub use context::Context;
 pub use handle::Healing;
+pub use metrics::Metrics;
 
-use crate::Context;
-use crate::index::Key;
 use decide::Act;
 use holdfast_api::history::ImageHistory;
+use holdfast_cluster_index::Key;
 use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_config::{HealingMode, HealingValues};
 use holdfast_core::delivery::{Copy, Upstream};
@@ -101,7 +105,7 @@ impl Policy {
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     let mut version = context.index.version.subscribe();
     let mut state = context.healing.state.subscribe();
-    context.known(&heart).await;
+    context.healing.known(&context.index, &heart).await;
     let mut policy_probe = PolicyProbe::new(context.clone());
     let mut healer = Healer::new(context);
     loop {

@@ -1,7 +1,6 @@
 //! Writes the objects that the controller owns, if they differ, and never over a newer write of
 //! another client.
 
-use crate::FIELD_MANAGER;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use k8s_openapi::ByteString;
@@ -12,6 +11,9 @@ use kube::core::NamespaceResourceScope;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+
+/// The name under which the controller's server-side applies are recorded.
+pub const FIELD_MANAGER: &str = "holdfast-controller";
 
 /// The labels of the controller's objects.
 pub fn labels(names: &Names) -> BTreeMap<String, String> {
@@ -80,7 +82,7 @@ pub async fn config_map(
 
 /// Creates or replaces an object of the release, with the labels of everything that the controller
 /// makes.
-pub(crate) async fn write<K>(
+pub async fn write<K>(
     client: &kube::Client,
     names: &Names,
     name: &str,

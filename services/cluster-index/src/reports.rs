@@ -1,12 +1,8 @@
 //! What the node agents report of their nodes (`holdfast_api::report`): kept by node, and asked
 //! which images start where without a pull.
 //!
-//! `serve` receives the reports. Only the leader keeps them; agents send them to every replica that
-//! listens.
-
-mod serve;
-
-pub use serve::{listen_address, run};
+//! The controller's `report_server` receives the reports. Only the leader keeps them; agents send
+//! them to every replica that listens.
 
 use holdfast_api::report::{MAX_FOREIGN_HOSTS, NodeReport, ReportedImage, Users};
 use holdfast_core::kubelet::{self, Access, Credentials, Node, NodeImage, Policy};

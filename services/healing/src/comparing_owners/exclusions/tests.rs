@@ -104,7 +104,7 @@ fn a_full_list_of_owners_is_shared_between_its_namespaces() {
 
 #[test]
 fn the_document_lists_the_limits_of_owners() {
-    use crate::comparing_owners::{deletion, recognizer};
+    use holdfast_cluster_index::{deletion, recognizer};
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
     let text = std::fs::read_to_string(path).unwrap();
     for (name, value) in [

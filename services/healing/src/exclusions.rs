@@ -121,7 +121,7 @@ pub fn drop_settled<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::healing::fixtures;
+    use crate::fixtures;
 
     fn at(second: i64) -> jiff::Timestamp {
         jiff::Timestamp::from_second(second).unwrap()

@@ -2,8 +2,8 @@
 
 use super::decide::{Act, Why};
 use super::policies::Step;
-use crate::events::{Publisher, object};
-use crate::index::Key;
+use holdfast_cluster_index::Key;
+use holdfast_cluster_index::events::{Publisher, object};
 use holdfast_cluster_model::Denial;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::EventType;

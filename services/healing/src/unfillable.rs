@@ -1,8 +1,8 @@
 //! Which sources are unfillable: their upstream has refused them for long enough.
 
-use crate::index::Key;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
+use holdfast_cluster_index::Key;
 use std::collections::HashMap;
 
 /// When a source counts as unfillable.
@@ -123,7 +123,7 @@ fn attempts(artifact: &Artifact) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::healing::fixtures::artifact;
+    use crate::fixtures::artifact;
 
     const PROOF: Proof = Proof {
         seconds: 120,

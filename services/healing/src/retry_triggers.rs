@@ -3,7 +3,7 @@
 //! A pause grows to minutes. But a running pod shows that its image can be pulled, and a new pod
 //! needs it now.
 
-use crate::index::Key;
+use holdfast_cluster_index::Key;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 

@@ -2,18 +2,24 @@
 //! kept by watches.
 //!
 //! Of a pod or an owner it keeps a few hundred bytes, so that memory does not grow with the size of
-//! the objects. Facts are complete only when `synced`; no loop decides before.
+//! the objects. Facts are complete only when `synced`; no loop decides before. Beside it are what
+//! node agents report (`reports`), and how the controller writes objects (`apply`) and events.
 
+pub mod apply;
+pub mod deletion;
+pub mod events;
+mod metrics;
 mod owners;
+pub mod recognizer;
+pub mod reports;
 mod watch_cache;
 
 pub use holdfast_cluster_model::Key;
+pub use metrics::Metrics;
 pub use owners::{Owners, watch_owners};
 pub use watch_cache::{Change, WatchCache, key};
 
-use crate::comparing_owners::deletion::Deletion;
-use crate::comparing_owners::recognizer::Recognizer;
-use crate::metrics::Metrics;
+use deletion::Deletion;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use holdfast_api::Artifact;
 use holdfast_api::names::Names;
@@ -26,6 +32,7 @@ use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use parking_lot::{Mutex, RwLock};
+use recognizer::Recognizer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};

@@ -1,6 +1,6 @@
 //! The list of excluded owners.
 
-use crate::healing::exclusions::{Room, room};
+use crate::exclusions::{Room, room};
 use holdfast_api::state::{MAX_EXCLUDED_OWNERS, MAX_EXCLUDED_OWNERS_OF_NAMESPACE, OwnerExclusion};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -9,13 +9,12 @@ use super::{
 };
 use crate::Context;
 use crate::comparing_owners::exclusions::is_excluded;
-use crate::delivery::is_held;
-use crate::index::{ClusterIndex, Key};
 use holdfast_api::artifact::Reason;
 use holdfast_api::delivery::Answer;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_api::{Artifact, artifact_name};
+use holdfast_cluster_index::{ClusterIndex, Key};
 use holdfast_cluster_model::pull_status::{Image, Progress, StuckPod};
 use holdfast_config::HealingMode;
 use holdfast_core::delivery::{Copy, OnNodes, Upstream};
@@ -280,7 +279,7 @@ impl Healer {
         let proof = self.context.healing.policy.proof;
         let reason = artifact.and_then(Artifact::reason).unwrap_or_default();
         let refused = artifact.and_then(|artifact| self.refusals.proven(key, artifact, proof, now));
-        let copy = if artifact.is_some_and(is_held) {
+        let copy = if artifact.is_some_and(Artifact::is_held) {
             Copy::Held
         } else if reason == Reason::Copying.as_str() {
             Copy::Arriving
@@ -408,7 +407,7 @@ fn stuck_pods(context: &Context) -> Vec<(Key, Arc<StuckPod>)> {
     });
     exclude_owners(context, &mut stuck_pods);
     // Pods of the release itself are never healed.
-    stuck_pods.retain(|((namespace, _), _)| *namespace != context.names.namespace);
+    stuck_pods.retain(|((namespace, _), _)| *namespace != context.namespace);
     stuck_pods
 }
 

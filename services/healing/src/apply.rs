@@ -2,9 +2,9 @@
 
 use super::decide::{self, Act};
 use super::{Healer, MAX_PAUSE, PAUSE_AFTER_ACT, Sources, Task, events, exclusions, patch};
-use crate::apply::patch_params;
-use crate::index::Key;
 use holdfast_api::history::ImageHistory;
+use holdfast_cluster_index::Key;
+use holdfast_cluster_index::apply::patch_params;
 use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_cluster_model::{document, pod_facts};
 use holdfast_config::HealingMode;

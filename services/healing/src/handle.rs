@@ -3,14 +3,18 @@
 
 use super::Policy;
 use super::decide::Snapshot;
-use crate::index::Key;
 use holdfast_api::delivery::Delivery;
 use holdfast_api::state::{ClusterState, Exclusion, OwnerExclusion};
+use holdfast_cluster_index::{ClusterIndex, Key};
+use holdfast_runtime::supervise::Heartbeat;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// Interval of checks whether the index is complete.
+const SYNC_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Shared between the loops of one leader.
 #[derive(Debug)]
@@ -60,6 +64,14 @@ impl Healing {
         init(&self.excluded_owners, || {
             previous.map(|state| state.excluded_owners.clone())
         })
+    }
+
+    /// Returns when the first lists are complete and the written state is known.
+    pub async fn known(&self, index: &ClusterIndex, heart: &Heartbeat) {
+        while !index.synced() || self.state.borrow().is_none() {
+            heart.beat();
+            tokio::time::sleep(SYNC_POLL_INTERVAL).await;
+        }
     }
 
     /// Records the state of the ConfigMap.

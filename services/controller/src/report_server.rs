@@ -4,9 +4,9 @@
 //! from its address, which the watch of pods knows.
 
 use crate::Context;
-use crate::index::ClusterIndex;
 use bytes::Bytes;
 use holdfast_api::report::{self, NodeReport};
+use holdfast_cluster_index::ClusterIndex;
 use holdfast_runtime::CancellationToken;
 use holdfast_runtime::server::{self, PeerAddr, RequestBody};
 use holdfast_runtime::supervise::Heartbeat;

@@ -4,9 +4,9 @@
 use super::policies::{Policies, Refusal, Step};
 use super::{events, exclusions};
 use crate::Context;
-use crate::apply::patch_params;
-use crate::index::{ClusterIndex, Key};
 use holdfast_api::state::EVERY_SOURCE;
+use holdfast_cluster_index::apply::patch_params;
+use holdfast_cluster_index::{ClusterIndex, Key};
 use holdfast_cluster_model::{Denial, denied_by, document, find_owner};
 use holdfast_config::HealingMode;
 use holdfast_core::pod::Kind;
