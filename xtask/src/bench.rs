@@ -21,6 +21,10 @@ pub(crate) enum Subject {
     /// The registry and the webhook under attack: memory, and what honest clients notice. A whole
     /// run writes its section of docs/BENCHMARKS.md. A bar that is missed is an error
     Hostile(HostileArgs),
+    /// The webhook with and without what it knows of 10,000 images: time and memory. A run of at
+    /// least the default length writes its section of docs/BENCHMARKS.md. A bar that is missed is
+    /// an error
+    Admission(AdmissionArgs),
 }
 
 /// Arguments of `bench registry`.
@@ -70,6 +74,16 @@ pub(crate) struct HostileArgs {
     /// A smoke run: short, its figures mean nothing
     #[arg(long)]
     quick: bool,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// Arguments of `bench admission`.
+#[derive(clap::Args)]
+pub(crate) struct AdmissionArgs {
+    /// Rounds, each with and without the inputs
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    rounds: usize,
     #[command(flatten)]
     files: Files,
 }
@@ -136,6 +150,12 @@ pub(crate) fn run(subject: &Subject) -> anyhow::Result<()> {
             if let Some(only) = &args.only {
                 command.arg("--only").arg(only);
             }
+            &args.files
+        }
+        Subject::Admission(args) => {
+            command
+                .arg("admission")
+                .args(["--rounds", &args.rounds.to_string()]);
             &args.files
         }
     };

@@ -14,19 +14,27 @@ pub(crate) enum Section {
     Controller,
     /// `cargo xtask bench hostile`.
     Hostile,
+    /// `cargo xtask bench admission`.
+    Admission,
 }
 
 const HEAD: &str = "# Benchmarks\n\nEach section is written by its command, which leaves the other sections as they are.\n";
 
 impl Section {
     /// In the order of the document.
-    const ALL: [Self; 3] = [Self::Registry, Self::Controller, Self::Hostile];
+    const ALL: [Self; 4] = [
+        Self::Registry,
+        Self::Controller,
+        Self::Hostile,
+        Self::Admission,
+    ];
 
     const fn marks(self) -> (&'static str, &'static str) {
         match self {
             Self::Registry => ("<!-- registry -->\n", "<!-- end of registry -->\n"),
             Self::Controller => ("<!-- controller -->\n", "<!-- end of controller -->\n"),
             Self::Hostile => ("<!-- hostile -->\n", "<!-- end of hostile -->\n"),
+            Self::Admission => ("<!-- admission -->\n", "<!-- end of admission -->\n"),
         }
     }
 

@@ -5,7 +5,7 @@ mod attacks;
 mod honest;
 mod registry;
 mod report;
-mod webhook;
+pub(crate) mod webhook;
 
 use std::{fs, path::PathBuf, time::Duration};
 

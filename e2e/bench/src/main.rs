@@ -7,6 +7,7 @@
     reason = "a program for a terminal"
 )]
 
+mod admission;
 mod cases;
 mod certificates;
 mod content;
@@ -39,6 +40,8 @@ enum Subject {
     Controller(controller::Arguments),
     /// The registry and the webhook under attack: memory, and what honest clients notice
     Hostile(hostile::Arguments),
+    /// The webhook with and without what it knows of 10,000 images
+    Admission(admission::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +70,7 @@ async fn run(subject: &Subject) -> Result<()> {
             Subject::Registry(arguments) => registry::run(arguments).await,
             Subject::Controller(arguments) => controller::run(arguments).await,
             Subject::Hostile(arguments) => hostile::run(arguments).await,
+            Subject::Admission(arguments) => admission::run(arguments).await,
         }
     };
     tokio::select! {

@@ -66,8 +66,8 @@ pub(super) struct Kind {
 }
 
 /// The API server with the chart, and the webhook's files.
-pub(super) struct Site {
-    _server: ApiServer,
+pub(crate) struct Site {
+    server: ApiServer,
     folder: PathBuf,
     kubeconfig: PathBuf,
     authority: Authority,
@@ -75,7 +75,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Starts an API server, installs the chart, and says that the registry is there.
-    pub(super) async fn prepare(scratch: &Path) -> Result<Self> {
+    pub(crate) async fn prepare(scratch: &Path) -> Result<Self> {
         let folder = scratch.join("webhook");
         fs::create_dir_all(&folder)?;
         let server = ApiServer::start()?;
@@ -98,10 +98,15 @@ impl Site {
         authority.write(&folder.join("tls"))?;
         Ok(Self {
             kubeconfig: server.kubeconfig(),
-            _server: server,
+            server,
             folder,
             authority,
         })
+    }
+
+    /// A client of its API server.
+    pub(crate) fn api(&self) -> Result<Api> {
+        Api::new(&self.server)
     }
 
     /// All kinds of hostile reviews against one new process, each for so long.
@@ -149,7 +154,7 @@ impl Site {
     }
 
     /// Starts the webhook, and warms it up by honest reviews.
-    async fn start(&self) -> Result<(Process, Target)> {
+    pub(crate) async fn start(&self) -> Result<(Process, Target)> {
         let (listen, admin) = (free_address()?, free_address()?);
         let mut command = Command::new(crate::holdfast()?);
         command
@@ -217,7 +222,11 @@ async fn honest(target: &Target, end: Instant, most: usize) -> (Series, Vec<Stri
 
 /// One honest review on a connection that is kept, as API servers do; its answer has to hold a
 /// patch.
-async fn review(target: &Target, kept: &mut Option<Connection>, number: usize) -> Result<()> {
+pub(crate) async fn review(
+    target: &Target,
+    kept: &mut Option<Connection>,
+    number: usize,
+) -> Result<()> {
     let asked = async {
         let mut connection = match kept.take().filter(Connection::is_reusable) {
             Some(connection) => connection,
