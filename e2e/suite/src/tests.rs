@@ -20,6 +20,7 @@ mod outage;
 mod platforms;
 mod pods;
 mod policy;
+mod power_cut;
 mod pushes;
 mod registry;
 mod replicas;

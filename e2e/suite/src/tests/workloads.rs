@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use holdfast_cluster::oci::Image;
@@ -15,6 +15,7 @@ use crate::kube;
 use crate::objects::{self, Pod};
 use crate::site::{LOGIN, PRIVATE, Pushed, SECRET, START, Site};
 use crate::tests::operator::{Ended, holdfast, table};
+use crate::tests::power_cut::{Answers, compare, ensure_variety, left_alone};
 use crate::upstream::Upstream;
 use crate::wait::eventually;
 use crate::world::World;
@@ -401,12 +402,27 @@ fn whole(site: &mut Site, program: &PathBuf, namespace: &str) -> Result<()> {
 
     site.installed()?;
     adopted(site, program, namespace)?;
+    let left = format!("{namespace}-left");
+    left_alone(site, &left)?;
+    for (name, pods) in [("kept", 2), ("kept-here", 1), ("asks", 1)] {
+        let label = format!("app={name}");
+        site.kube
+            .wait_ready(&left, &label, pods, START)
+            .context("a pod that Holdfast leaves")?;
+    }
+    let answers = [namespace, &left].map(|it| Answers::ask(site, program, it));
+    let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
+    ensure_variety(&answers)?;
     site.cut_uplink()?;
     power_cut(site)?;
+    let power = Instant::now();
     site.cluster
         .wait_ready(ALL_START)
         .context("the site boots without its uplink")?;
     all_run(site, namespace, &workloads).context("after the power cut")?;
+    compare(site, &answers, power).context("diff offline")?;
+    site.kube
+        .delete(&["namespace", &left, "--grace-period=1"])?;
     let before = succeeded(site, namespace)?;
     resumes(site, namespace, &before)
 }
