@@ -100,6 +100,7 @@ pub(crate) fn all() -> Vec<Case> {
         full!(delivery::a_host_that_only_nodes_know_is_left_to_them),
         full!(delivery::a_storage_provisioner_and_a_plug_in_start_from_their_nodes),
         full!(delivery::running_pods_come_back_after_their_pull_record_changed),
+        full!(delivery::an_image_that_excluded_pods_need_stays_theirs),
         full!(policy::a_policy_that_allows_only_original_registries_breaks_no_pod),
         full!(webhook_outage::pods_churn_for_ten_minutes_without_webhook_and_uplink),
         ci!(faults::a_killed_controller_copies_nothing_twice),

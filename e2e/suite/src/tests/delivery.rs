@@ -433,6 +433,39 @@ pub(super) fn running_pods_come_back_after_their_pull_record_changed(
     Ok(())
 }
 
+/// Pods that Holdfast leaves run an image that lies on all nodes. A pull under the local name would
+/// take it away from them, so other pods of the image keep its original, held or not.
+pub(super) fn an_image_that_excluded_pods_need_stays_theirs(world: &mut World) -> Result<()> {
+    let site = world.site()?;
+    site.needs_nodes()?;
+    site.installed()?;
+    let workers = site.workers()?;
+    let nodes: Vec<&str> = workers.iter().map(String::as_str).collect();
+    let node = nodes.first().context("no worker")?;
+    let image = site.push(&site.plain, "protected/app", 1, 1000)?;
+    preload(site, &nodes, &image)?;
+    let (test, left) = (site.namespace()?, site.labelled_namespace(&opted_out())?);
+    let pod = |name: &str| Pod::new(name, &image.reference).on(node);
+    left.create(&pod("runs"))?;
+    site.kube.running(&left.name, "runs", START)?;
+    test.create(&pod("first"))?;
+    site.kube.running(&test.name, "first", START)?;
+    site.kube.copied(&test.name, &image.reference, START)?;
+    // Longer than the webhook takes to learn of the copy.
+    std::thread::sleep(Duration::from_secs(10));
+    let next = test.create(&pod("next"))?;
+    let found = images(&next, "containers").join(" ");
+    ensure!(found == image.reference, "it takes the image away: {found}");
+    site.kube.running(&test.name, "next", START)?;
+    site.cut_uplink()?;
+    let back = site
+        .kill_process(node, "runs")
+        .and_then(|()| healed(site, &left.name, "runs"));
+    site.mend_uplink()?;
+    ensure!(back?.is_none(), "the kubelet refused the image");
+    Ok(())
+}
+
 /// Workloads of every kind whose images lie on all nodes, made before Holdfast.
 fn early_workloads(site: &Site, namespace: &str) -> Result<Vec<(&'static str, usize, Value)>> {
     let workers = site.workers()?;
