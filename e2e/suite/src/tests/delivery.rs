@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use holdfast_cluster::oci::{ImageBuilder, Layer, write_archive};
 use serde_json::{Value, json};
 
 use super::healing::without_webhook;
@@ -283,8 +284,8 @@ pub(super) fn a_host_that_only_nodes_know_is_left_to_them(world: &mut World) -> 
     compared
 }
 
-/// The image that helpers of the storage provisioner run, on nodes only.
-const HELPER: &str = "holdfast.test/volume-helper:1";
+/// The image of a network plug-in, which is loaded onto all nodes. No name service knows its host.
+const PLUG_IN: &str = "plug-ins.example.test/net/plug-in:1";
 /// Namespace and name of the storage provisioner.
 const PROVISIONER: [&str; 2] = ["local-path-storage", "local-path-provisioner"];
 
@@ -305,15 +306,29 @@ fn claimant(namespace: &str, image: &str) -> [Value; 2] {
     [claim, pod.build(namespace)]
 }
 
+/// Loads the image of a plug-in onto all nodes, as an installer does without a registry.
+fn load_plug_in(site: &Site) -> Result<()> {
+    let program = std::fs::read(&site.workload).context("read the workload program")?;
+    let image = ImageBuilder::new()
+        .layer(Layer::new().file("workload", 0o755, program))
+        .entrypoint(&["/workload"])
+        .tag(PLUG_IN)
+        .build()?;
+    let folder = std::env::temp_dir();
+    let archive = folder.join(format!("plug-in-{}.tar", crate::images::unique()?));
+    write_archive(&archive, &[image])?;
+    let loaded = site.cluster.load_archive(&archive);
+    std::fs::remove_file(&archive).context("remove an archive")?;
+    loaded
+}
+
 /// A pod as a network plug-in has it: no node is ready without it.
 fn plug_in(namespace: &str) -> Value {
-    let pod = Pod::new("plug-in", HELPER)
+    Pod::new("plug-in", PLUG_IN)
         .set("hostNetwork", json!(true))
         .set("priorityClassName", json!("system-node-critical"))
-        .set("tolerations", json!([{"operator": "Exists"}]));
-    let mut set = pod.daemon_set(namespace);
-    set["spec"]["template"]["spec"]["containers"][0]["command"] = json!(["/setup"]);
-    set
+        .set("tolerations", json!([{"operator": "Exists"}]))
+        .daemon_set(namespace)
 }
 
 pub(super) fn a_storage_provisioner_and_a_plug_in_start_from_their_nodes(
@@ -327,6 +342,7 @@ pub(super) fn a_storage_provisioner_and_a_plug_in_start_from_their_nodes(
     test.create(&Pod::new("before", &image.reference))?;
     site.kube.copied(&test.name, &image.reference, START)?;
     let [namespace, name] = PROVISIONER;
+    load_plug_in(site)?;
     site.cut_uplink()?;
     let started = (|| {
         // The provisioner itself comes again, with a name that only nodes know.
