@@ -71,6 +71,9 @@ pub struct Image {
 pub enum Progress {
     /// It ran, or fails for another reason than its image.
     Settled,
+    /// It ended, and the kubelet waits before it starts it again (`CrashLoopBackOff`). That hides
+    /// whether the last start failed for its image.
+    Crashing,
     /// It has not started yet.
     NotStarted,
     /// The kubelet cannot pull.
@@ -127,6 +130,7 @@ pub fn stuck_pod(
     let needs_help = images.iter().any(|image| match image.progress {
         Progress::Stuck => true,
         Progress::NotStarted => !image.local,
+        Progress::Crashing => image.policy != PullPolicy::Always,
         Progress::Settled => false,
     });
     if !needs_help {
@@ -212,6 +216,7 @@ impl<'a> Waiting<'a> {
                 > 0;
         let progress = match reason {
             Some(reason) if STUCK.contains(&reason) => Progress::Stuck,
+            Some("CrashLoopBackOff") => Progress::Crashing,
             Some(reason) if !BEFORE.contains(&reason) => Progress::Settled,
             _ if ran => Progress::Settled,
             _ => Progress::NotStarted,
@@ -252,7 +257,7 @@ impl<'a> Waiting<'a> {
                         Progress::Settled
                     }
                     Progress::Stuck | Progress::NotStarted => Progress::NotStarted,
-                    Progress::Settled => Progress::Settled,
+                    Progress::Settled | Progress::Crashing => Progress::Settled,
                 };
                 progress = progress.max(state);
             }

@@ -223,7 +223,14 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
     fn progress(&self, image: &Image, known: &Known) -> delivery::Progress {
         let age = self.snapshot.now.saturating_sub(self.stuck_pod.created);
         match image.progress {
-            Progress::Settled => delivery::Progress::Settled,
+            // It crashes for its image if the node does not start that.
+            Progress::Crashing if self.on_node(image, known) == OnNodes::None => {
+                delivery::Progress::Stuck {
+                    failures: 1,
+                    news: known.copy == Copy::Arriving,
+                }
+            }
+            Progress::Settled | Progress::Crashing => delivery::Progress::Settled,
             Progress::NotStarted => delivery::Progress::Waiting {
                 due: self.stuck_pod.is_stuck(None) || age >= self.snapshot.grace,
             },
@@ -231,6 +238,15 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
                 failures: known.failures,
                 news: known.copy == Copy::Arriving,
             },
+        }
+    }
+
+    /// Whether the node starts the image under its present name without a pull.
+    const fn on_node(&self, image: &Image, known: &Known) -> OnNodes {
+        if image.local {
+            known.local
+        } else {
+            known.original
         }
     }
 

@@ -72,7 +72,11 @@ fn a_container_is_stuck_waiting_or_settled_by_its_status() {
             waiting("app", "PodInitializing", ""),
             Some(Progress::NotStarted),
         ),
-        ("crashing", waiting("app", "CrashLoopBackOff", ""), None),
+        (
+            "crashing",
+            waiting("app", "CrashLoopBackOff", ""),
+            Some(Progress::Crashing),
+        ),
         (
             "without its ConfigMap",
             waiting("app", "CreateContainerConfigError", ""),

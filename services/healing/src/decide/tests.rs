@@ -387,6 +387,27 @@ fn an_image_that_is_never_pulled_gets_the_name_that_its_node_has() {
     assert_eq!(act.label(), "heal");
 }
 
+/// `CrashLoopBackOff` hides that the kubelet refuses the image.
+#[test]
+fn a_crashing_container_is_stuck_where_its_node_does_not_start_its_image() {
+    for (written, policy, expect) in [
+        (OnNodes::None, PullPolicy::Never, "heal"),
+        (OnNodes::None, PullPolicy::IfNotPresent, "heal"),
+        (OnNodes::All, PullPolicy::Never, "nothing"),
+        (OnNodes::Unknown, PullPolicy::Never, "nothing"),
+    ] {
+        let mut crashing = stuck_pod(image(Kind::Container, false, Progress::Crashing));
+        crashing.images[0].policy = policy;
+        let known = |_: &Image| Known {
+            original: written,
+            local: OnNodes::All,
+            ..Source::Away.known()
+        };
+        let act = decide(&crashing, &ImageHistory::default(), known, 0, &snapshot());
+        assert_eq!(act.label(), expect, "{written:?} {policy:?}");
+    }
+}
+
 /// An eviction is for a name that is expected to start, and not while other containers run.
 #[test]
 fn a_pod_is_not_evicted_for_a_name_that_only_may_start() {
