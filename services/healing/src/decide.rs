@@ -224,7 +224,7 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
         let age = self.snapshot.now.saturating_sub(self.stuck_pod.created);
         match image.progress {
             // It crashes for its image if the node does not start that.
-            Progress::Crashing if self.on_node(image, known) == OnNodes::None => {
+            Progress::Crashing if on_node(image, known) == OnNodes::None => {
                 delivery::Progress::Stuck {
                     failures: 1,
                     news: known.copy == Copy::Arriving,
@@ -238,15 +238,6 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
                 failures: known.failures,
                 news: known.copy == Copy::Arriving,
             },
-        }
-    }
-
-    /// Whether the node starts the image under its present name without a pull.
-    const fn on_node(&self, image: &Image, known: &Known) -> OnNodes {
-        if image.local {
-            known.local
-        } else {
-            known.original
         }
     }
 
@@ -271,6 +262,15 @@ impl<K: Fn(&Image) -> Known> Images<'_, K> {
         };
         let keys = volumes.into_iter().map(|change| change.key).collect();
         Act::Unfixable { keys, why }
+    }
+}
+
+/// Whether the node starts the image under its present name without a pull.
+const fn on_node(image: &Image, known: &Known) -> OnNodes {
+    if image.local {
+        known.local
+    } else {
+        known.original
     }
 }
 
