@@ -11,6 +11,7 @@ pub mod fill;
 pub mod history;
 pub mod labels;
 pub mod names;
+pub mod questions;
 pub mod report;
 pub use holdfast_core::secret;
 pub mod space;
