@@ -97,6 +97,7 @@ pub(crate) fn all() -> Vec<Case> {
         full!(healing::owned_pods_with_a_missed_image_volume_are_recreated),
         full!(delivery::what_starts_without_holdfast_starts_with_it),
         full!(delivery::images_on_nodes_start_however_their_upstream_fails),
+        full!(delivery::a_pod_keeps_a_name_that_its_nodes_start),
         full!(delivery::a_host_that_only_nodes_know_is_left_to_them),
         full!(delivery::a_storage_provisioner_and_a_plug_in_start_from_their_nodes),
         full!(delivery::running_pods_come_back_after_their_pull_record_changed),

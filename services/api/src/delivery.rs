@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use holdfast_core::Reference;
 use holdfast_core::delivery::OnNodes;
+use holdfast_core::kubelet::listed_name;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -52,6 +53,10 @@ pub struct DeliveryState {
     /// [`MAX_UNPREPARED`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unprepared: Vec<String>,
+    /// Whether each schedulable node in scope reported all its images: then an image that is in no
+    /// set of nodes starts on none of them. Otherwise nothing is known of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nodes_known: bool,
 }
 
 /// An upstream, as the registry's copies last met it.
@@ -141,9 +146,10 @@ pub struct Delivery {
     pub state: DeliveryState,
     /// Sources that the registry holds.
     pub held: SourceSet,
-    /// Sources whose original name starts on all schedulable nodes without a pull.
+    /// Names that start on all schedulable nodes without a pull, for pods with any credentials. A
+    /// name is as `kubelet::listed_name` writes it.
     pub on_all_nodes: SourceSet,
-    /// Sources whose original name starts on some of them.
+    /// Names that start on some of them.
     pub on_some_nodes: SourceSet,
 }
 
@@ -216,15 +222,17 @@ impl Delivery {
     /// What the sets say of a source: whether the registry holds it, and on which schedulable nodes
     /// its original name starts without a pull.
     pub fn source(&self, source: &Reference) -> (bool, OnNodes) {
-        let hash = hash(&source.to_string());
-        let on_nodes = if self.on_all_nodes.contains(hash) {
+        let listed = hash(&listed_name(source));
+        let on_nodes = if self.on_all_nodes.contains(listed) {
             OnNodes::All
-        } else if self.on_some_nodes.contains(hash) {
+        } else if self.on_some_nodes.contains(listed) {
             OnNodes::Some
+        } else if self.state.nodes_known {
+            OnNodes::None
         } else {
             OnNodes::Unknown
         };
-        (self.held.contains(hash), on_nodes)
+        (self.held.contains(hash(&source.to_string())), on_nodes)
     }
 
     /// Whether a node's own configuration names the host.
@@ -251,6 +259,7 @@ mod tests {
                 ],
                 foreign: vec!["mirror.example".to_owned()],
                 unprepared: vec!["node-1".to_owned()],
+                nodes_known: false,
             },
             held: ["a.example/app:1", "docker.io/library/nginx:1"]
                 .into_iter()
@@ -279,6 +288,20 @@ mod tests {
         ] {
             let source = Reference::parse(text).unwrap();
             assert_eq!(read.source(&source), expect, "{text}");
+        }
+        let mut complete = read.clone();
+        complete.state.nodes_known = true;
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let by_digest = format!("a.example/app@{digest}");
+        complete.on_some_nodes = [by_digest.as_str()].into_iter().collect();
+        for (text, expect) in [
+            ("a.example/app:1", OnNodes::All),
+            ("nginx:1", OnNodes::None),
+            // Runtimes list it by its digest alone.
+            (&format!("a.example/app:7@{digest}"), OnNodes::Some),
+        ] {
+            let source = Reference::parse(text).unwrap();
+            assert_eq!(complete.source(&source).1, expect, "{text}");
         }
         assert!(read.is_foreign("mirror.example") && !read.is_foreign("a.example"));
         assert_eq!(Delivery::of(&ConfigMap::default()), Delivery::default());

@@ -1,182 +1,357 @@
 //! What the node agents report of their nodes (`holdfast_api::report`): kept by node, and asked
 //! which images start where without a pull.
 //!
-//! The controller's `report_server` receives the reports. Only the leader keeps them; agents send
-//! them to every replica that listens.
+//! The controller's `report_server` receives them. Only the leader keeps them; agents send them to
+//! every replica that listens.
+
+mod on_nodes;
+
+pub use on_nodes::OnNodes;
 
 use holdfast_api::report::{MAX_FOREIGN_HOSTS, NodeReport, ReportedImage, Users};
-use holdfast_core::kubelet::{self, Access, Credentials, Node, NodeImage, Policy};
+use holdfast_core::kubelet::{self, Access, Credentials, Node, NodeImage, Policy, Record};
 use holdfast_core::reference::Reference;
 use parking_lot::RwLock;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Image IDs of all nodes together. Reports beyond it are refused, and their nodes stay unknown.
 pub const MAX_TOTAL_IMAGES: usize = 1_000_000;
 
-/// How long a report is believed. Agents send one every ten minutes.
-pub const REPORT_TTL: Duration = Duration::from_secs(900);
+/// Bytes of all reports together, estimated from above. Images that nodes report alike count once.
+/// Reports beyond it are refused, and their nodes stay unknown.
+pub const MAX_TOTAL_BYTES: usize = 96 << 20;
 
-/// The reports of all nodes. Names that several nodes report are kept once.
-#[derive(Debug, Default)]
-pub struct Reports(RwLock<Kept>);
+/// How long a report is believed after an agent last confirmed it, which it does every minute.
+pub const REPORT_TTL: Duration = Duration::from_secs(200);
+
+/// Bytes of a string beside its text, of an entry of a list or map, and of a set.
+const STRING_BYTES: usize = 48;
+const ENTRY_BYTES: usize = 160;
+const SET_BYTES: usize = 640;
+
+/// The reports of all nodes. Images that several nodes report alike are kept once.
+#[derive(Debug)]
+pub struct Reports {
+    kept: RwLock<Kept>,
+    /// Counts changes of what reports say.
+    version: watch::Sender<u64>,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self {
+            kept: RwLock::default(),
+            version: watch::Sender::new(0),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Kept {
-    names: HashSet<Arc<str>>,
+    images: HashSet<Arc<Image>>,
     nodes: BTreeMap<String, Report>,
+    /// Image IDs of all nodes.
+    total: usize,
+    /// Bytes of the images and of the reports' hosts.
+    bytes: usize,
 }
 
 /// The last report of a node.
 #[derive(Debug)]
 struct Report {
-    received: Instant,
+    /// The UID of the Node object, which differs for a node that joins again under the same name.
+    uid: String,
+    digest: String,
+    confirmed: Instant,
     gate: bool,
     truncated: bool,
-    images: Vec<Image>,
-    foreign_hosts: Vec<Arc<str>>,
+    images: Vec<Arc<Image>>,
+    foreign_hosts: Vec<String>,
 }
 
-#[derive(Debug)]
+/// An image as nodes report it.
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Image {
     /// Names with tag and names with digest.
-    names: Vec<Arc<str>>,
-    record: Option<Vec<(Arc<str>, Access)>>,
+    names: Vec<String>,
+    record: Option<Record>,
     intent: bool,
 }
 
-/// There are too many images.
+/// A node, by which reports are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeId<'a> {
+    /// The node's name.
+    pub name: &'a str,
+    /// The UID of its Node object.
+    pub uid: &'a str,
+}
+
+/// There is too much in the reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the nodes report more than {MAX_TOTAL_IMAGES} images")]
+#[error(
+    "the nodes together report more than {MAX_TOTAL_IMAGES} images or {MAX_TOTAL_BYTES} bytes; \
+     what this one has is not known"
+)]
 pub struct Full;
 
 impl Reports {
-    /// Keeps the report of a node in place of its former one.
-    pub fn keep(&self, report: NodeReport, now: Instant) -> Result<(), Full> {
-        let mut kept = self.0.write();
-        let others = kept.nodes.iter().filter(|(node, _)| **node != report.node);
-        let total: usize = others.map(|(_, report)| report.images.len()).sum();
-        if total.saturating_add(report.image_ids.len()) > MAX_TOTAL_IMAGES {
-            return Err(Full);
+    /// Keeps the report of a node in place of its former one. `digest` is that of the report as it
+    /// was posted.
+    pub fn keep(
+        &self,
+        report: NodeReport,
+        digest: &str,
+        uid: &str,
+        now: Instant,
+    ) -> Result<(), Full> {
+        let node = report.node.clone();
+        let id = NodeId { name: &node, uid };
+        if self.confirm(id, digest, now) {
+            return Ok(());
         }
-        let Kept { names, nodes } = &mut *kept;
-        let mut intern = |name: String| {
-            if let Some(known) = names.get(name.as_str()) {
-                return Arc::clone(known);
-            }
-            let name: Arc<str> = name.into();
-            names.insert(Arc::clone(&name));
-            name
-        };
-        let images = report.image_ids.into_iter();
-        let entry = Report {
-            received: now,
+        let mut next = Report {
+            uid: uid.to_owned(),
+            digest: digest.to_owned(),
+            confirmed: now,
             gate: report.gate,
             truncated: report.truncated,
-            images: images.map(|image| Image::of(image, &mut intern)).collect(),
-            foreign_hosts: report.foreign_hosts.into_iter().map(&mut intern).collect(),
+            images: Vec::new(),
+            foreign_hosts: report.foreign_hosts,
         };
-        nodes.insert(report.node, entry);
-        kept.forget_names();
-        Ok(())
+        let images: Vec<Image> = report.image_ids.into_iter().map(Image::of).collect();
+        let outcome = {
+            let mut kept = self.kept.write();
+            // Outdated in each case.
+            kept.remove(&node);
+            if kept.take(&mut next, images) {
+                kept.nodes.insert(node, next);
+                Ok(())
+            } else {
+                kept.release(next);
+                Err(Full)
+            }
+        };
+        self.changed();
+        outcome
     }
 
-    /// Drops the reports of nodes that are not there any more.
-    pub fn retain(&self, nodes: &BTreeSet<&str>) {
-        let gone = |kept: &Kept| kept.nodes.keys().any(|node| !nodes.contains(node.as_str()));
-        if !gone(&self.0.read()) {
-            return;
+    /// Confirms the last report of a node. False if the node has none with this digest.
+    pub fn confirm(&self, node: NodeId<'_>, digest: &str, now: Instant) -> bool {
+        let mut kept = self.kept.write();
+        let report = kept.nodes.get_mut(node.name);
+        let report = report.filter(|report| report.uid == node.uid && report.digest == digest);
+        let is_known = report.is_some();
+        if let Some(report) = report {
+            report.confirmed = now;
         }
-        let mut kept = self.0.write();
-        kept.nodes.retain(|node, _| nodes.contains(node.as_str()));
-        kept.forget_names();
+        is_known
     }
 
-    /// Seconds since the report of the node that has not reported for longest; `None` without any.
+    /// Drops the reports of nodes that are not there any more, by name and UID.
+    pub fn retain(&self, nodes: &BTreeMap<&str, &str>) {
+        let gone: Vec<String> = {
+            let kept = self.kept.read();
+            let reports = kept.nodes.iter();
+            let is_gone = |(name, report): &(&String, &Report)| {
+                nodes
+                    .get(name.as_str())
+                    .is_none_or(|uid| *uid != report.uid)
+            };
+            let gone = reports.filter(is_gone);
+            gone.map(|(name, _)| name.clone()).collect()
+        };
+        for node in &gone {
+            self.kept.write().remove(node);
+        }
+        if !gone.is_empty() {
+            self.changed();
+        }
+    }
+
+    /// Counts changes of what reports say; confirmations are none.
+    pub fn version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn changed(&self) {
+        self.version
+            .send_modify(|version| *version = version.wrapping_add(1));
+    }
+
+    /// Seconds since the node that was silent for longest confirmed its report; `None` without any.
     pub fn age(&self, now: Instant) -> Option<u64> {
-        let kept = self.0.read();
-        let oldest = kept.nodes.values().map(|report| report.received).min()?;
+        let kept = self.kept.read();
+        let oldest = kept.nodes.values().map(|report| report.confirmed).min()?;
         Some(now.saturating_duration_since(oldest).as_secs())
     }
 
     /// Whether a container that names `text` starts on a node without a pull, if its policy is not
     /// `Always`. `None`: nothing is known at `now`, because there is no report, it is not complete,
-    /// or it is older than [`REPORT_TTL`].
+    /// or it was not confirmed for [`REPORT_TTL`].
     pub fn starts(&self, text: &str, node: &str, pod: &Credentials, now: Instant) -> Option<bool> {
         let reference = Reference::parse(text).ok()?;
         let name = kubelet::listed_name(&reference);
-        // The policy is the kubelet's default, as long as nothing tells it.
-        let policy = Policy::default();
-        let kept = self.0.read();
+        let kept = self.kept.read();
         let report = kept.nodes.get(node)?;
-        if now.saturating_duration_since(report.received) >= REPORT_TTL {
+        if !report.is_current(now) {
             return None;
         }
-        let facts = Node {
-            keeps_records: report.gate,
-            policy,
-        };
-        let repository = kubelet::repository(&reference);
-        let mut named = report
-            .images
-            .iter()
-            .filter(|image| image.names.iter().any(|known| **known == name))
+        let facts = facts(report.gate);
+        let images = report.images.iter();
+        let mut named = images
+            .filter(|image| image.names.contains(&name))
             .peekable();
         if named.peek().is_none() && report.truncated {
             return None;
         }
-        Some(named.any(|image| {
-            let image = image.by_name(&name, written_repository(text), &repository);
-            kubelet::starts(&reference, &image, &facts, pod)
-        }))
+        Some(named.any(|image| kubelet::starts(&reference, &image.by_name(&name), &facts, pod)))
     }
 
     /// The hosts that the runtimes of nodes know by a configuration that Holdfast did not write, in
-    /// order, at most [`MAX_FOREIGN_HOSTS`].
-    pub fn foreign_hosts(&self) -> Vec<String> {
-        let kept = self.0.read();
-        let hosts = kept.nodes.values().flat_map(|report| &report.foreign_hosts);
-        let hosts: BTreeSet<&Arc<str>> = hosts.collect();
+    /// order, at most [`MAX_FOREIGN_HOSTS`]: of more, those that most nodes know.
+    pub fn foreign_hosts(&self) -> BTreeSet<String> {
+        let kept = self.kept.read();
+        let mut nodes: HashMap<&str, usize> = HashMap::new();
+        for report in kept.nodes.values() {
+            let hosts: BTreeSet<&String> = report.foreign_hosts.iter().collect();
+            for host in hosts {
+                *nodes.entry(host).or_default() += 1;
+            }
+        }
+        let mut hosts: Vec<(&str, usize)> = nodes.into_iter().collect();
+        hosts.sort_unstable_by(|one, other| other.1.cmp(&one.1).then(one.0.cmp(other.0)));
         let hosts = hosts.into_iter().take(MAX_FOREIGN_HOSTS);
-        hosts.map(ToString::to_string).collect()
+        hosts.map(|(host, _)| host.to_owned()).collect()
+    }
+}
+
+/// What is known of a node beside its images.
+fn facts(keeps_records: bool) -> Node {
+    Node {
+        keeps_records,
+        // The kubelet's default, as long as nothing tells it.
+        policy: Policy::default(),
     }
 }
 
 impl Kept {
-    /// Drops names that no report has any more.
-    fn forget_names(&mut self) {
-        self.names.retain(|name| Arc::strong_count(name) > 1);
+    /// Adds images to a report that is not kept yet. False if there is no room; then some of them
+    /// are added.
+    fn take(&mut self, report: &mut Report, images: Vec<Image>) -> bool {
+        self.bytes = self.bytes.saturating_add(report.bytes());
+        if self.total.saturating_add(images.len()) > MAX_TOTAL_IMAGES {
+            return false;
+        }
+        for image in images {
+            let known = self.images.get(&image).map(Arc::clone);
+            let image = known.unwrap_or_else(|| {
+                let image = Arc::new(image);
+                self.bytes = self.bytes.saturating_add(image.bytes());
+                self.images.insert(Arc::clone(&image));
+                image
+            });
+            report.images.push(image);
+            self.total += 1;
+            if self.bytes > MAX_TOTAL_BYTES {
+                return false;
+            }
+        }
+        self.bytes <= MAX_TOTAL_BYTES
+    }
+
+    fn remove(&mut self, node: &str) {
+        if let Some(report) = self.nodes.remove(node) {
+            self.release(report);
+        }
+    }
+
+    /// Drops a report, and its images that no other one has.
+    fn release(&mut self, report: Report) {
+        self.bytes = self.bytes.saturating_sub(report.bytes());
+        self.total = self.total.saturating_sub(report.images.len());
+        for image in report.images {
+            // One is here, and one is in `images`.
+            if Arc::strong_count(&image) == 2 {
+                self.images.remove(&image);
+                self.bytes = self.bytes.saturating_sub(image.bytes());
+            }
+        }
+    }
+}
+
+impl Report {
+    fn is_current(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.confirmed) < REPORT_TTL
+    }
+
+    /// Its bytes without its images.
+    fn bytes(&self) -> usize {
+        let hosts = self.foreign_hosts.iter();
+        let hosts = hosts.map(|host| host.len() + STRING_BYTES).sum::<usize>();
+        ENTRY_BYTES + hosts
     }
 }
 
 impl Image {
-    fn of(image: ReportedImage, intern: &mut impl FnMut(String) -> Arc<str>) -> Self {
+    fn of(image: ReportedImage) -> Self {
         let names = image.names.into_iter().chain(image.manifests);
         Self {
-            names: names.map(&mut *intern).collect(),
+            names: names.collect(),
             record: image.record.map(|record| {
                 let record = record.into_iter();
                 record
-                    .map(|(repository, users)| (intern(repository), access(users)))
+                    .map(|(repository, users)| (canonical(repository), access(users)))
                     .collect()
             }),
             intent: image.intent,
         }
     }
 
-    /// The image as far as it concerns one name. Kubelets know repositories as pods write them:
-    /// `nginx` and `docker.io/library/nginx` are two.
-    fn by_name(&self, name: &str, written: &str, repository: &str) -> NodeImage {
+    /// The bytes that it takes, estimated from above.
+    fn bytes(&self) -> usize {
+        let names = self.names.iter();
+        let names = names.map(|name| name.len() + STRING_BYTES).sum::<usize>();
+        let of_set = |set: &BTreeSet<(String, String)>| {
+            let pairs = set.iter();
+            let pairs = pairs.map(|pair| pair.0.len() + pair.1.len() + 3 * STRING_BYTES);
+            pairs.sum::<usize>() + usize::from(!set.is_empty()) * SET_BYTES
+        };
+        let record = self.record.iter().flatten().map(|(repository, access)| {
+            let users = match access {
+                Access::AllPods => 0,
+                Access::Only {
+                    secrets,
+                    service_accounts,
+                } => of_set(secrets) + of_set(service_accounts),
+            };
+            repository.len() + ENTRY_BYTES + users
+        });
+        let has_record = self
+            .record
+            .as_ref()
+            .is_some_and(|record| !record.is_empty());
+        ENTRY_BYTES + names + record.sum::<usize>() + usize::from(has_record) * SET_BYTES
+    }
+
+    /// The image as far as it concerns one name.
+    fn by_name(&self, name: &str) -> NodeImage {
         NodeImage {
             names: BTreeSet::from([name.to_owned()]),
-            record: self.record.as_ref().map(|record| {
-                let access = record.iter().find(|(known, _)| **known == *written);
-                let access = access.map(|(_, access)| (repository.to_owned(), access.clone()));
-                access.into_iter().collect()
-            }),
+            record: self.record.clone(),
             intent: self.intent,
         }
+    }
+}
+
+/// The repository in canonical form, which is how kubelets name it.
+fn canonical(repository: String) -> String {
+    match Reference::parse(&repository) {
+        Ok(reference) => kubelet::repository(&reference),
+        Err(_) => repository,
     }
 }
 
@@ -197,15 +372,6 @@ fn access(users: Users) -> Access {
             secrets: pairs(secrets),
             service_accounts: pairs(service_accounts),
         },
-    }
-}
-
-/// The repository in a reference as it is written, without tag and digest.
-fn written_repository(text: &str) -> &str {
-    let text = text.split_once('@').map_or(text, |(name, _)| name);
-    match text.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => name,
-        _ => text,
     }
 }
 

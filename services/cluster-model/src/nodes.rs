@@ -29,6 +29,8 @@ pub struct NodeFacts {
     pub created: i64,
     /// Whether it has the startup taint.
     pub tainted: bool,
+    /// Whether no pod is scheduled on it (`kubectl cordon`).
+    pub cordoned: bool,
 }
 
 /// The facts of a node.
@@ -50,9 +52,8 @@ pub fn node_facts(node: &Node) -> NodeFacts {
             .filter(|info| !info.operating_system.is_empty() && !info.architecture.is_empty())
             .map(|info| format!("{}/{}", info.operating_system, info.architecture)),
     };
-    let tainted = node
-        .spec
-        .as_ref()
+    let spec = node.spec.as_ref();
+    let tainted = spec
         .and_then(|spec| spec.taints.as_deref())
         .unwrap_or_default()
         .iter()
@@ -64,6 +65,7 @@ pub fn node_facts(node: &Node) -> NodeFacts {
         uid: node.metadata.uid.clone().unwrap_or_default(),
         created: created(&node.metadata),
         tainted,
+        cordoned: spec.is_some_and(|spec| spec.unschedulable == Some(true)),
     }
 }
 

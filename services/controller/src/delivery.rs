@@ -1,10 +1,12 @@
 //! What the webhook needs to choose the name of an image: ConfigMap `F-delivery`.
 //!
-//! The loop observes Artifacts, computes the sets and the hosts, and writes them if they differ, at
-//! most once in [`WRITE_INTERVAL`]. Pods come and go without an effect on it.
+//! The loop observes Artifacts, nodes and their agents' reports, computes the sets and the hosts,
+//! and writes them if they differ, at most once in [`WRITE_INTERVAL`]. Pods come and go without an
+//! effect on it.
 //! `docs/design/delivery.md` has the rules, `api::delivery` the format.
 
 mod hosts;
+mod reported;
 mod unprepared;
 
 use crate::Context;
@@ -15,6 +17,7 @@ use holdfast_runtime::supervise::Heartbeat;
 use hosts::Hosts;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
+use reported::Reported;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -39,16 +42,19 @@ pub enum Error {
 /// Keeps the ConfigMap up to date. Runs for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let mut version = context.index.version.subscribe();
+    let mut reports = context.reports.version();
     context.healing.known(&context.index, &heart).await;
     let mut written = read(&context).await?.map(|object| Delivery::of(&object));
     let earlier = written.as_ref().map(|known| known.state.hosts.as_slice());
     let mut observed = Observed {
         hosts: Hosts::resume(earlier.unwrap_or_default()),
         nodes: PreparedNodes::default(),
+        reported: Reported::default(),
     };
     let mut resync = Instant::now();
     loop {
         version.borrow_and_update();
+        reports.borrow_and_update();
         let earlier = written.as_ref().map(|known| &known.state);
         let next = observed.look(&context, earlier);
         if written.as_ref() != Some(&next) || Instant::now() >= resync {
@@ -66,6 +72,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
         tokio::time::sleep(WRITE_INTERVAL).await;
         tokio::select! {
             _ = version.changed() => {}
+            _ = reports.changed() => {}
             () = tokio::time::sleep_until(resync) => {}
         }
     }
@@ -80,6 +87,7 @@ async fn read(context: &Context) -> Result<Option<ConfigMap>, kube::Error> {
 struct Observed {
     hosts: Hosts,
     nodes: PreparedNodes,
+    reported: Reported,
 }
 
 impl Observed {
@@ -89,6 +97,11 @@ impl Observed {
         let nodes = crate::nodes::survey(context, now);
         let unprepared = earlier.map(|state| state.unprepared.as_slice());
         let unprepared = self.nodes.observe(&nodes, unprepared);
+        let on_nodes = self.reported.observe(&context.reports, &nodes);
+        let set = |names: &[String]| names.iter().map(String::as_str).collect();
+        let (on_all_nodes, on_some_nodes) = (set(&on_nodes.all), set(&on_nodes.some));
+        let nodes_known = on_nodes.complete;
+        let foreign = reported::foreign(context.reports.foreign_hosts(), &context.config.values);
         let (now, hosts) = (now.as_second(), &mut self.hosts);
         ClusterIndex::read(&context.index.artifacts, |artifacts| {
             hosts.observe(artifacts.iter().map(|(key, it)| (key, it.as_ref())), now);
@@ -100,11 +113,13 @@ impl Observed {
             Delivery {
                 state: DeliveryState {
                     hosts: hosts.states(now),
-                    foreign: Vec::new(),
+                    foreign,
                     unprepared,
+                    nodes_known,
                 },
                 held,
-                ..Delivery::default()
+                on_all_nodes,
+                on_some_nodes,
             }
         })
     }

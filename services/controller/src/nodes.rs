@@ -58,6 +58,7 @@ pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
                     ready: facts.ready,
                     prepared: agents.get(name).is_some_and(is_current),
                     tainted: facts.tainted,
+                    cordoned: facts.cordoned,
                     in_scope: context.scope.includes_node(facts),
                     age: Duration::from_secs(u64::try_from(age).unwrap_or(0)),
                 }
@@ -83,8 +84,9 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
             .is_some_and(|state| state.rewrite);
         let nodes = survey(&context, jiff::Timestamp::now());
         record_metrics(&context, &nodes);
-        let names = nodes.iter().map(|node| node.name.as_str()).collect();
-        context.reports.retain(&names);
+        let ids = nodes.iter();
+        let ids = ids.map(|node| (node.name.as_str(), node.uid.as_str()));
+        context.reports.retain(&ids.collect());
         context
             .metrics
             .report_age(context.reports.age(Instant::now()));

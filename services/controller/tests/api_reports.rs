@@ -4,13 +4,18 @@
 mod bare;
 
 use bare::{Bare, NAMESPACE, Registry, eventually, run};
+use holdfast_api::delivery::Delivery;
 use holdfast_api::report::{NodeReport, ReportedImage};
 use holdfast_controller::certificates;
+use holdfast_core::Reference;
+use holdfast_core::delivery::OnNodes;
 use holdfast_core::kubelet::Credentials;
 use holdfast_node_agent::send::Sender;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -22,15 +27,35 @@ async fn mount(bare: &Bare, secret: &str, folder: &Path) {
     }
 }
 
-/// Makes a node and its agent, which has this address.
-async fn node_with_agent(bare: &Bare, node: &str, address: &str) {
+/// Makes the `DaemonSet` of the release, and returns its UID.
+async fn daemon_set(bare: &Bare) -> String {
+    let labels = json!({"app": "agent"});
+    let object = json!({
+        "metadata": {"name": "holdfast-node-agent"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "c", "image": "holdfast:1"}]},
+            },
+        },
+    });
+    let made = bare.create::<DaemonSet>(NAMESPACE, object).await;
+    made.metadata.uid.unwrap()
+}
+
+/// Makes a node and its agent, which has this address and belongs to the `DaemonSet` with this UID.
+async fn node_with_agent(bare: &Bare, node: &str, address: &str, daemon_set: &str) {
     let object = json!({"metadata": {"name": node}});
     bare.create_global::<Node>(object).await;
     let name = format!("agent-{node}");
     let pod = json!({
         "metadata": {"name": name, "labels": {
             "app.kubernetes.io/component": "node-agent", "app.kubernetes.io/instance": "holdfast",
-        }},
+        }, "ownerReferences": [{
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "controller": true,
+            "name": "holdfast-node-agent", "uid": daemon_set,
+        }]},
         "spec": {"nodeName": node, "containers": [{"name": "c", "image": "holdfast:1"}]},
     });
     bare.create::<Pod>(NAMESPACE, pod).await;
@@ -52,6 +77,7 @@ fn report(node: &str) -> NodeReport {
             names: vec!["docker.io/library/nginx:1".to_owned()],
             ..ReportedImage::default()
         }],
+        foreign_hosts: vec!["nodes.example".to_owned()],
         ..NodeReport::default()
     }
 }
@@ -68,8 +94,18 @@ async fn only_the_agent_of_a_node_reports_it_and_the_report_goes_with_the_node()
     context.agents = Some(address);
     let registry = Registry::start().await;
     let _running = run(&context, &registry);
-    node_with_agent(&bare, "here", "127.0.0.1").await;
-    node_with_agent(&bare, "there", "10.9.9.9").await;
+    let agents = daemon_set(&bare).await;
+    node_with_agent(&bare, "here", "127.0.0.1", &agents).await;
+    node_with_agent(&bare, "there", "10.9.9.9", &agents).await;
+    let nodes: Api<Node> = Api::all(bare.client.clone());
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let ready = Patch::Strategic(ready);
+    nodes
+        .patch_status("here", &PatchParams::default(), &ready)
+        .await
+        .unwrap();
+    // Anybody who may make pods in the namespace can set labels and names.
+    node_with_agent(&bare, "forged", "127.0.0.1", "another-uid").await;
 
     let folder = tempfile::tempdir().unwrap();
     mount(&bare, "holdfast-node-agent-tls", folder.path()).await;
@@ -92,13 +128,26 @@ async fn only_the_agent_of_a_node_reports_it_and_the_report_goes_with_the_node()
         )
     };
     assert_eq!(starts("here"), Some(true));
+    eventually(
+        "the webhook knows what is on all schedulable nodes",
+        async || {
+            let maps: Api<ConfigMap> = Api::namespaced(bare.client.clone(), NAMESPACE);
+            let map = maps.get_opt("holdfast-delivery").await.unwrap();
+            let delivery = Delivery::of(&map.unwrap_or_default());
+            let on_nodes = |text| delivery.source(&Reference::parse(text).unwrap()).1;
+            on_nodes("nginx:1") == OnNodes::All
+                && on_nodes("nginx:2") == OnNodes::None
+                && delivery.is_foreign("nodes.example")
+        },
+    )
+    .await;
 
     // The agent of another node, and a client that is no agent.
     let send = async |sender: &mut Sender, node: &str, to: &[SocketAddr]| {
         sender.send(&report(node), to).await.unwrap()
     };
     let mut sender = Sender::new(&context.names, folder.path());
-    for other in ["there", "here/../there", "none"] {
+    for other in ["there", "forged", "here/../there", "none"] {
         assert!(!send(&mut sender, other, &[address]).await, "{other}");
     }
     let other = tempfile::tempdir().unwrap();
@@ -114,7 +163,14 @@ async fn only_the_agent_of_a_node_reports_it_and_the_report_goes_with_the_node()
     assert!(send(&mut sender, "here", &[address]).await);
     assert!(!send(&mut sender, "here", &[deaf]).await);
 
-    let nodes: Api<Node> = Api::all(bare.client.clone());
+    // A controller that restarted under its address does not confirm, and gets the report again.
+    assert!(send(&mut sender, "here", &[address]).await);
+    context.reports.retain(&BTreeMap::new());
+    assert_eq!(starts("here"), None);
+    sender.make_due();
+    assert!(send(&mut sender, "here", &[address]).await);
+    assert_eq!(starts("here"), Some(true));
+
     nodes
         .delete("here", &DeleteParams::default())
         .await

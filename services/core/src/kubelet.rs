@@ -29,7 +29,7 @@ pub enum Policy {
 }
 
 /// The pods that may use an image by one name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Access {
     /// All pods of the node: it was pulled with the node's credentials, or with none.
     AllPods,

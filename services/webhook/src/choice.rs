@@ -55,6 +55,7 @@ pub(crate) fn can_pull(pod: &Value, known: &Delivery) -> bool {
 pub(crate) mod tests {
     use super::*;
     use holdfast_api::delivery::{DeliveryState, HostState};
+    use holdfast_core::delivery::{Rule, choose};
     use holdfast_core::pod::Kind;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::json;
@@ -74,6 +75,7 @@ pub(crate) mod tests {
                 ],
                 foreign: vec!["node.example".to_owned()],
                 unprepared: vec!["new".to_owned()],
+                nodes_known: false,
             },
             held: ["away.example/held:1"].into_iter().collect(),
             on_all_nodes: [
@@ -136,6 +138,25 @@ pub(crate) mod tests {
                 "{source}"
             );
             assert_eq!(state.policy, PullPolicy::Always);
+        }
+    }
+
+    #[test]
+    fn where_all_nodes_reported_what_none_named_is_on_none() {
+        let image = PodImage {
+            kind: Kind::Container,
+            name: "c".to_owned(),
+            image: "new.example/first:1".to_owned(),
+            pull_policy: None,
+            pointer: String::new(),
+        };
+        let source = Reference::parse(&image.image).unwrap();
+        let mut known = known();
+        for (nodes_known, expect) in [(false, OnNodes::Unknown), (true, OnNodes::None)] {
+            known.state.nodes_known = nodes_known;
+            let state = state(&image, &source, false, true, &known);
+            assert_eq!(state.original, expect);
+            assert_eq!(choose(&state), Rule::Unknown, "a first pod is rewritten");
         }
     }
 

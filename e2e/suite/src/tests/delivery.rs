@@ -22,6 +22,8 @@ const TWIN_DELAY: Duration = Duration::from_secs(60);
 const TWIN_START: Duration = Duration::from_secs(120);
 /// From the kubelet's first failure to the start under the other name.
 const HEALING_TIME: Duration = Duration::from_secs(15);
+/// Until the webhook knows what was put on a node: an agent reads its node every minute.
+const REPORT_TIME: Duration = Duration::from_secs(90);
 /// Until a site with its workloads has booted.
 const BOOT: Duration = Duration::from_secs(300);
 /// A host that no name service knows. Only the configuration of nodes says where it is.
@@ -251,6 +253,40 @@ pub(super) fn images_on_nodes_start_however_their_upstream_fails(world: &mut Wor
         compared.with_context(|| format!("the upstream: {name}"))?;
     }
     Ok(())
+}
+
+/// The webhook knows from the node agents which names start on nodes, and prefers the registry's as
+/// soon as there is a copy.
+pub(super) fn a_pod_keeps_a_name_that_its_nodes_start(world: &mut World) -> Result<()> {
+    let site = world.site()?;
+    site.needs_nodes()?;
+    site.installed()?;
+    let image = site.push(&site.plain, "known/app", 1, 1000)?;
+    let local = site.local(&image.reference)?;
+    let test = site.namespace()?;
+    let admitted = || -> Result<String> {
+        let pod = Pod::new("app", &image.reference).build(&test.name);
+        Ok(images(&site.kube.dry_run(&pod)?, "containers").join(" "))
+    };
+    let found = admitted()?;
+    ensure!(found == local, "on no node, and {found}");
+    let workers = site.workers()?;
+    let nodes: Vec<&str> = workers.iter().map(String::as_str).collect();
+    preload(site, &nodes, &image)?;
+    eventually(REPORT_TIME, || {
+        let found = admitted()?;
+        ensure!(found == image.reference, "on all workers, and {found}");
+        Ok(())
+    })?;
+    let first = test.create(&Pod::new("first", &image.reference))?;
+    ensure!(images(&first, "containers") == [image.reference.as_str()]);
+    site.kube.running(&test.name, "first", START)?;
+    site.kube.copied(&test.name, &image.reference, START)?;
+    eventually(START, || {
+        let found = admitted()?;
+        ensure!(found == local, "copied, and {found}");
+        Ok(())
+    })
 }
 
 /// Nodes whose own configuration leads a host to a mirror of the site.

@@ -26,6 +26,8 @@ pub struct Node {
     pub prepared: bool,
     /// Whether it has the startup taint, from any client.
     pub tainted: bool,
+    /// Whether no pod is scheduled on it (`kubectl cordon`).
+    pub cordoned: bool,
     /// Whether it is in `webhook.scope`.
     pub in_scope: bool,
     /// The age of its object.
