@@ -159,8 +159,7 @@ pub async fn watch_pods(watches: Watches, heart: Heartbeat) -> Result<(), watche
         .default_backoff()
         .inspect_ok(|event| watches.index.observe_deletion(event, &known));
     let follow = follow(stream, &watches.index, &watches.index.pods, heart, |pod| {
-        let labels = pod.metadata.labels.as_ref();
-        let agent = is_agent(&names, pod.metadata.namespace.as_deref(), labels);
+        let agent = is_agent(&names, &pod.metadata);
         pod_facts(&pod, &known, &scope, agent)
     });
     tokio::select! {

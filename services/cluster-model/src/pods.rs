@@ -10,7 +10,8 @@ use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_core::{pod as core_pod, workload};
 use k8s_openapi::api::core::v1::Pod;
-use std::collections::{BTreeMap, BTreeSet};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -53,21 +54,25 @@ pub struct Agent {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Whether a pod is one of the node agent's.
-pub fn is_agent(
-    names: &Names,
-    namespace: Option<&str>,
-    labels: Option<&BTreeMap<String, String>>,
-) -> bool {
+/// Whether a pod is one of the node agent's: its `DaemonSet` controls it.
+pub fn is_agent(names: &Names, pod: &ObjectMeta) -> bool {
     let has = |key: &str, value: &str| {
+        let labels = pod.labels.as_ref();
         labels
             .and_then(|labels| labels.get(key))
             .is_some_and(|found| found == value)
     };
+    let mut owners = pod.owner_references.iter().flatten();
+    let is_controlled = owners.any(|owner| {
+        owner.controller == Some(true)
+            && owner.kind == "DaemonSet"
+            && owner.name == names.node_agent()
+    });
     // The namespace counts, too, because any user who may create pods can set these labels.
-    namespace == Some(names.namespace.as_str())
+    pod.namespace.as_deref() == Some(names.namespace.as_str())
         && has(labels::COMPONENT, labels::COMPONENT_NODE_AGENT)
         && has(labels::INSTANCE, &names.release)
+        && is_controlled
 }
 
 /// The facts of a pod, with the registry's `addresses` known so far.

@@ -36,7 +36,10 @@ async fn agent(bare: &Bare, node: &str, ready: &str) {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": name, "labels": {
             "app.kubernetes.io/component": "node-agent", "app.kubernetes.io/instance": "holdfast",
-        }},
+        }, "ownerReferences": [{
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "controller": true,
+            "name": "holdfast-node-agent", "uid": "1",
+        }]},
         "spec": {"nodeName": node, "containers": [{"name": "c", "image": "holdfast:1"}]},
     }))
     .unwrap();

@@ -75,10 +75,14 @@ pub(super) async fn agents(api: &Api) -> Result<()> {
     let path = format!("/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/holdfast-node-agent");
     let set = api.get(&path).await?.context("no DaemonSet")?;
     let labels = &set["spec"]["template"]["metadata"]["labels"];
+    let owner = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "controller": true,
+        "name": "holdfast-node-agent", "uid": set["metadata"]["uid"],
+    });
     for number in 0..site::NODES {
         let name = format!("holdfast-node-agent-{number}");
         let pod = json!({
-            "metadata": {"name": name, "labels": labels},
+            "metadata": {"name": name, "labels": labels, "ownerReferences": [owner]},
             "spec": {"nodeName": format!("node-{number}"), "containers": [{"name": "node-agent", "image": "holdfast.example/holdfast"}]},
         });
         api.post(&namespaced("pods"), &pod).await?;

@@ -238,19 +238,32 @@ fn only_pods_of_the_release_count_as_node_agents() {
         fullname: "holdfast".to_owned(),
         namespace: "holdfast-system".to_owned(),
     };
-    for (namespace, component, expect) in [
-        ("holdfast-system", labels::COMPONENT_NODE_AGENT, true),
-        ("holdfast-system", labels::COMPONENT_REGISTRY, false),
-        ("tenant", labels::COMPONENT_NODE_AGENT, false),
+    let (agent, ours) = (labels::COMPONENT_NODE_AGENT, "holdfast-node-agent");
+    for (namespace, component, owner, expect) in [
+        ("holdfast-system", agent, Some(ours), true),
+        (
+            "holdfast-system",
+            labels::COMPONENT_REGISTRY,
+            Some(ours),
+            false,
+        ),
+        ("tenant", agent, Some(ours), false),
+        ("holdfast-system", agent, Some("other"), false),
+        ("holdfast-system", agent, None, false),
     ] {
-        let of_pod = [
-            (labels::COMPONENT.to_owned(), component.to_owned()),
-            (labels::INSTANCE.to_owned(), "holdfast".to_owned()),
-        ];
+        let pod = json!({
+            "namespace": namespace,
+            "labels": {labels::COMPONENT: component, labels::INSTANCE: "holdfast"},
+            "ownerReferences": owner.map(|name| json!([{
+                "apiVersion": "apps/v1", "kind": "DaemonSet", "name": name, "uid": "1",
+                "controller": true,
+            }])),
+        });
+        let pod = serde_json::from_value(pod).unwrap();
         assert_eq!(
-            is_agent(&names, Some(namespace), Some(&of_pod.into())),
+            is_agent(&names, &pod),
             expect,
-            "{component} in {namespace}"
+            "{component} of {owner:?} in {namespace}"
         );
     }
 }
