@@ -325,6 +325,15 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_recent_for_ten_minutes() {
+        let delivery = delivery();
+        for (age, expect) in [(RECENT_SECONDS - 1, true), (RECENT_SECONDS, false)] {
+            let answer = delivery.recent_answer("b.example:5000", 1000 + age);
+            assert_eq!(answer.is_some(), expect, "{age}");
+        }
+    }
+
+    #[test]
     fn a_set_has_a_bound_and_reads_what_others_wrote() {
         let names: Vec<String> = (0..=MAX_SOURCES)
             .map(|n| format!("a.example/{n}:1"))
