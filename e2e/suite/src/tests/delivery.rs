@@ -491,9 +491,9 @@ pub(super) fn an_image_that_excluded_pods_need_stays_theirs(world: &mut World) -
     let site = world.site()?;
     site.needs_nodes()?;
     site.installed()?;
-    let workers = site.workers()?;
-    let nodes: Vec<&str> = workers.iter().map(String::as_str).collect();
-    let node = nodes.first().context("no worker")?;
+    let (all, workers) = (site.cluster.nodes()?, site.workers()?);
+    let nodes: Vec<&str> = all.iter().map(String::as_str).collect();
+    let node = workers.first().context("no worker")?;
     let image = site.push(&site.plain, "protected/app", 1, 1000)?;
     preload(site, &nodes, &image)?;
     let (test, left) = (site.namespace()?, site.labelled_namespace(&opted_out())?);
