@@ -1,5 +1,5 @@
-//! What the inputs of the decision about names cost at admission: one webhook replica answers the
-//! same reviews while ConfigMap `holdfast-delivery` is empty, and while it is full.
+//! What the inputs of the decision about names cost at admission: webhook processes answer the same
+//! reviews while ConfigMap `holdfast-delivery` is empty, and while it is full.
 
 use std::{fs, path::PathBuf, time::Instant};
 
@@ -83,7 +83,12 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let scratch = Scratch::make(arguments.scratch.as_deref())?;
     say("starting etcd and kube-apiserver");
     let site = Site::prepare(&scratch.0).await?;
-    let mut bench = Bench::start(&site).await?;
+    let api = site.api()?;
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "holdfast-delivery"},
+    });
+    api.post(&namespaced("configmaps"), &map).await?;
     let mut figures = Figures {
         machine: Machine::this(&scratch.0),
         empty: Series::default(),
@@ -95,11 +100,12 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     };
     let rounds = arguments.rounds.max(1);
     for round in 0..rounds {
-        // Whoever comes second finds warmer caches.
+        // The second finds warmer caches.
         let mut halves = [Inputs::Empty, Inputs::Full];
         halves.rotate_left(round % 2);
         for inputs in halves {
-            let (times, bytes) = bench.half(inputs).await?;
+            let bench = Bench::start(&site, &api, inputs).await?;
+            let (times, bytes) = bench.measure().await?;
             let (p99, median, memory) = match inputs {
                 Inputs::Empty => (
                     &mut figures.empty,
@@ -145,38 +151,35 @@ fn percentile_99(series: &Series) -> f64 {
     value.copied().unwrap_or(f64::NAN)
 }
 
-/// A running webhook.
+/// A new webhook process.
 struct Bench {
-    api: Api,
     process: Process,
     target: crate::http::Target,
     connection: Option<Connection>,
 }
 
 impl Bench {
-    async fn start(site: &Site) -> Result<Self> {
-        let api = site.api()?;
-        let empty = json!({
-            "apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "holdfast-delivery"},
-        });
-        api.post(&namespaced("configmaps"), &empty).await?;
+    /// Starts one that decides by these inputs.
+    async fn start(site: &Site, api: &Api, inputs: Inputs) -> Result<Self> {
+        write(api, Inputs::Empty).await?;
         let (process, target) = site.start().await?;
-        Ok(Self {
-            api,
+        let mut bench = Self {
             process,
             target,
             connection: None,
-        })
+        };
+        if inputs == Inputs::Full {
+            // That a review is not rewritten any more, and rewritten again, shows that it read both.
+            write(api, Inputs::Away).await?;
+            bench.wait(false).await?;
+            write(api, Inputs::Full).await?;
+            bench.wait(true).await?;
+        }
+        Ok(bench)
     }
 
-    /// Writes the inputs, waits until the webhook decides by them, and measures.
-    async fn half(&mut self, inputs: Inputs) -> Result<(Series, f64)> {
-        // That a review is not rewritten any more, and rewritten again, shows that both were read.
-        self.write(Inputs::Away).await?;
-        self.wait(false).await?;
-        self.write(inputs).await?;
-        self.wait(true).await?;
+    /// How long reviews take, and the memory afterwards.
+    async fn measure(mut self) -> Result<(Series, f64)> {
         let mut times = Series::default();
         for number in 0..REVIEWS {
             let begun = Instant::now();
@@ -184,12 +187,6 @@ impl Bench {
             times.0.push(begun.elapsed().as_secs_f64() * 1e3);
         }
         Ok((times, self.process.usage()?.rss_bytes as f64))
-    }
-
-    async fn write(&self, inputs: Inputs) -> Result<()> {
-        let patch = content(inputs);
-        let path = namespaced("configmaps/holdfast-delivery");
-        self.api.merge(&path, &patch).await.map(drop)
     }
 
     async fn wait(&mut self, rewritten: bool) -> Result<()> {
@@ -208,6 +205,11 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+async fn write(api: &Api, inputs: Inputs) -> Result<()> {
+    let path = namespaced("configmaps/holdfast-delivery");
+    api.merge(&path, &content(inputs)).await.map(drop)
 }
 
 /// The data of the ConfigMap.
@@ -259,7 +261,7 @@ impl Figures {
     }
 
     fn more_bytes(&self) -> f64 {
-        self.full_bytes.spread().1 - self.empty_bytes.spread().0
+        self.full_bytes.median() - self.empty_bytes.median()
     }
 
     fn table(&self) -> String {
@@ -288,10 +290,10 @@ impl Figures {
         format!(
             "## What the webhook knows of images\n\n\
              Written by `cargo xtask bench admission`.\n\n\
-             One webhook replica answers {REVIEWS} reviews in turn while ConfigMap `F-delivery` is \
-             empty, and while it has {SOURCES} sources in each set, {} hosts of upstreams and {} \
-             hosts of nodes; {} rounds. The memory is the highest with the inputs, less the lowest \
-             without. Machine: {}.\n\n{}",
+             A new webhook process answers {REVIEWS} reviews while ConfigMap `F-delivery` is empty, \
+             and another one while it has {SOURCES} sources in each set, {} hosts of upstreams and \
+             {} hosts of nodes; {} rounds. The memory is the median with the inputs, less the \
+             median without. Machine: {}.\n\n{}",
             HOSTS.0,
             HOSTS.1,
             self.full.0.len(),
