@@ -107,7 +107,7 @@ impl Observed {
             hosts.observe(artifacts.iter().map(|(key, it)| (key, it.as_ref())), now);
             let held: SourceSet = artifacts
                 .iter()
-                .filter(|(_, artifact)| artifact.is_held())
+                .filter(|(key, artifact)| artifact.is_held() && !context.healing.is_lost(key))
                 .map(|(_, artifact)| artifact.spec.source_artifact.as_str())
                 .collect();
             Delivery {
