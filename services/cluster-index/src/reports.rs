@@ -5,6 +5,7 @@
 //! every replica that listens.
 
 mod on_nodes;
+mod preloaded;
 
 pub use on_nodes::OnNodes;
 

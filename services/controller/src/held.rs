@@ -2,8 +2,8 @@
 //! of a volume.
 //!
 //! The images of Ready Artifacts take turns, [`ROUND_IMAGES`] a minute. What the registry does not
-//! hold counts as lost at once (`healing::Healing::record_lost`), so no pod is given its local name,
-//! and its Artifact is reconciled, which copies it again.
+//! hold counts as lost at once (`healing::Healing::record_lost`), so no pod is given its local
+//! name, and its Artifact is reconciled, which copies it again.
 
 use crate::Context;
 use crate::artifacts::reconcile::wanted_platforms;

@@ -99,8 +99,8 @@ impl Client {
         }
     }
 
-    /// Asks whether the registry holds images; an answer for each, in their order. Without an answer
-    /// of the registry it is [`Answer::Unknown`].
+    /// Asks whether the registry holds images; an answer for each, in their order. Without an
+    /// answer of the registry it is [`Answer::Unknown`].
     pub async fn held(&self, images: &[held::Image]) -> Vec<Answer> {
         let mut all = Vec::with_capacity(images.len());
         for images in images.chunks(HELD_IMAGES) {

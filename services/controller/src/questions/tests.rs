@@ -20,9 +20,12 @@ async fn registry(asked: Arc<Mutex<Vec<Image>>>) -> fill::Client {
         async move {
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let Images { images } = serde_json::from_slice(&body).unwrap();
-            let answer = |image: &Image| match image.source.starts_with("held") {
-                true => Answer::Yes,
-                false => Answer::No,
+            let answer = |image: &Image| {
+                if image.source.starts_with("held") {
+                    Answer::Yes
+                } else {
+                    Answer::No
+                }
             };
             let answers = images.iter().map(answer).collect();
             asked.lock().unwrap().extend(images);
@@ -41,7 +44,7 @@ async fn post(url: &str, path: &str, body: impl Into<reqwest::Body>) -> (u16, St
 }
 
 #[tokio::test]
-async fn the_leader_answers_questions_in_bulk_and_another_replica_says_that_it_does_not() {
+async fn the_leader_answers_questions_and_another_replica_refuses_them() {
     let (context, asked) = (context(), Arc::<Mutex<Vec<Image>>>::default());
     let client = registry(Arc::clone(&asked)).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -94,7 +97,8 @@ async fn the_leader_answers_questions_in_bulk_and_another_replica_says_that_it_d
         }],
         ..NodeReport::default()
     };
-    context.reports.keep(report, Instant::now()).unwrap();
+    let now = Instant::now();
+    context.reports.keep(report, "digest", "uid", now).unwrap();
     let container = |node: &str, image: &str| -> Value {
         json!({"node": node, "image": image, "namespace": "apps", "serviceAccount": "default"})
     };
