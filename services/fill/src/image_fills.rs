@@ -131,7 +131,9 @@ impl ImageFills {
         });
         let running = told
             .map(|told| {
-                told.unwrap_or_else(|_| Err(Error::Unavailable("shutting down".to_owned())))
+                told.unwrap_or_else(|_| {
+                    Err(Error::Busy("the registry is shutting down".to_owned()))
+                })
             })
             .boxed()
             .shared();

@@ -215,6 +215,7 @@ pub const fn reason_of(code: FillErrorCode) -> Reason {
         FillErrorCode::NoSpace => Reason::NoSpace,
         FillErrorCode::Invalid => Reason::Invalid,
         FillErrorCode::StoreFailed => Reason::StoreFailed,
+        FillErrorCode::Busy => Reason::Busy,
     }
 }
 
@@ -246,6 +247,7 @@ mod tests {
                 r#"{"code":"STORE_FAILED","message":"m"}"#,
                 Reason::StoreFailed,
             ),
+            (503, r#"{"code":"BUSY","message":"m"}"#, Reason::Busy),
             // Of a newer registry.
             (
                 500,
