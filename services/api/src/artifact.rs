@@ -271,8 +271,6 @@ pub enum Reason {
     Invalid,
     /// The registry's volume failed during the copy. The upstream and the image are not the cause.
     StoreFailed,
-    /// The registry takes no more work now, or the upstream asked for a pause.
-    Busy,
     /// The pull secrets of the pods cannot be read, so the registry got no request.
     PullSecretUnreadable,
     /// The registry itself could not be reached or failed.
@@ -286,7 +284,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::Copied,
         Self::Copying,
         Self::Unauthorized,
@@ -296,7 +294,6 @@ impl Reason {
         Self::NoSpace,
         Self::Invalid,
         Self::StoreFailed,
-        Self::Busy,
         Self::PullSecretUnreadable,
         Self::RegistryUnavailable,
         Self::NoDemand,
@@ -315,7 +312,6 @@ impl Reason {
             Self::NoSpace => "NoSpace",
             Self::Invalid => "Invalid",
             Self::StoreFailed => "StoreFailed",
-            Self::Busy => "Busy",
             Self::PullSecretUnreadable => "PullSecretUnreadable",
             Self::RegistryUnavailable => "RegistryUnavailable",
             Self::NoDemand => "NoDemand",

@@ -131,14 +131,11 @@ pub enum FillErrorCode {
     Invalid,
     /// The registry's volume failed.
     StoreFailed,
-    /// The registry takes no more work now, or the upstream asked for a pause. Nothing is known of
-    /// the image.
-    Busy,
 }
 
 impl FillErrorCode {
     /// Every code, in the order of the document.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 7] = [
         Self::NotFound,
         Self::Unauthorized,
         Self::UpstreamUnavailable,
@@ -146,7 +143,6 @@ impl FillErrorCode {
         Self::NoSpace,
         Self::Invalid,
         Self::StoreFailed,
-        Self::Busy,
     ];
 
     /// The HTTP status that goes with the code.
@@ -158,7 +154,6 @@ impl FillErrorCode {
             Self::NoSpace => 507,
             Self::Invalid => 400,
             Self::StoreFailed => 500,
-            Self::Busy => 503,
         }
     }
 
@@ -172,7 +167,6 @@ impl FillErrorCode {
             Self::NoSpace => "NO_SPACE",
             Self::Invalid => "INVALID",
             Self::StoreFailed => "STORE_FAILED",
-            Self::Busy => "BUSY",
         }
     }
 }

@@ -3,11 +3,11 @@
 //!
 //! The registry answers [`held::INTERNAL_PATH`] on port 5001 with mutual TLS: about its volume, and
 //! without a request to an upstream. The leading controller answers [`held::PATH`] and
-//! [`starts::PATH`] on the loopback of its pod only ([`PORT`]), without TLS, for commands that
-//! reach it by a port-forward. Each is a POST with JSON. Answers have the order of the questions.
+//! [`starts::PATH`] on the loopback of its pod only ([`PORT`]), without TLS, for commands that reach
+//! it by a port-forward. Each is a POST with JSON. Answers have the order of the questions.
 //!
-//! Errors are plain text: 400 for a body that is none or asks too much, 413 for a long one, 429
-//! when too many requests run, and 503 from a controller that does not lead or knows nothing yet.
+//! Errors are plain text: 400 for a body that is none or asks too much, 413 for a long one, 429 when
+//! too many requests run, and 503 from a controller that does not lead or knows nothing yet.
 
 use serde::{Deserialize, Serialize};
 
@@ -67,9 +67,7 @@ pub mod held {
 
     /// An image, which is held if its manifests and all blobs of its platforms are on the volume. A
     /// tag counts with the manifest that it names now.
-    #[derive(
-        Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-    )]
+    #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     pub struct Image {
         /// The canonical upstream reference.
@@ -96,7 +94,7 @@ pub mod starts {
     }
 
     /// A container on a node, whose pull policy is not `Always`.
-    #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+    #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     pub struct Container {
         /// The node's name.

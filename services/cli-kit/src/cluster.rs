@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use holdfast_api::delivery::Delivery;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_api::state::{ClusterState, KEY};
@@ -339,6 +340,18 @@ pub fn addresses(state: Option<&ClusterState>) -> Vec<String> {
             .chain(state.aliases.iter().cloned())
             .collect()
     })
+}
+
+/// What the controller says of nodes and upstreams; `None` before it said it, and where the caller
+/// may not read it.
+pub async fn delivery(client: &Client, names: &Names) -> anyhow::Result<Option<Delivery>> {
+    let path = CONFIG_MAPS.path(Some(&names.namespace));
+    match get(client, &format!("{path}/{}", names.delivery())).await {
+        Ok(Some(map)) => Ok(Some(Delivery::of(&serde_json::from_value(map)?))),
+        Ok(None) => Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A namespace's name, and what decides of it.

@@ -15,6 +15,8 @@ pub enum Code {
     ClaimMissing,
     /// The claim of the volume is not bound.
     ClaimNotBound,
+    /// Nodes pull an image of running pods again at the next restart.
+    ImageNeedsPull,
     /// Wanted images are not local.
     ImageNotLocal,
     /// A node is not prepared.

@@ -7,6 +7,7 @@ mod credential_checks;
 mod diagnose;
 mod fetch;
 mod policy_dry_run;
+mod pull_records;
 mod quotas;
 mod report;
 mod scaling;
@@ -19,6 +20,7 @@ mod webhook;
 use std::process::ExitCode;
 
 use holdfast_cli_kit::cluster::{ClusterArgs, NamespaceArgs};
+use holdfast_cli_kit::leader::LeaderArgs;
 use holdfast_cli_kit::output::{Document, OutputArgs};
 use holdfast_cli_kit::watch::WatchArgs;
 
@@ -32,7 +34,8 @@ Examples:
 
 Checks the pods of Holdfast, the volume and its claim, the configuration of the webhook and its \
 CA, the nodes, the metrics API of the autoscalers, wanted images that are not local, \
-ResourceQuotas of Artifacts, and policies that verify images by name. In every namespace with \
+ResourceQuotas of Artifacts, policies that verify images by name, the kubelets' policies for images \
+that they did not pull, and running pods whose nodes pull an image again at the next restart. In every namespace with \
 Artifacts, server-side dry runs, which create nothing, show whether a policy refuses pods with \
 references to the registry.
 
@@ -44,6 +47,8 @@ pub struct Args {
     watch: WatchArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+    #[command(flatten)]
+    leader: LeaderArgs,
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
@@ -67,7 +72,7 @@ async fn check(args: &Args) -> anyhow::Result<Document> {
         .run(&args.output, async || {
             let release = args.cluster.release(&client).await?;
             let namespace = args.namespaces.namespace.as_deref();
-            let facts = fetch::facts(&client, &release, namespace).await;
+            let facts = fetch::facts(&client, &args.leader, &release, namespace).await;
             let report = diagnose::diagnose(&facts);
             let codes = report
                 .findings

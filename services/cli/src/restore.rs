@@ -5,15 +5,18 @@
 mod apply;
 mod eviction_queue;
 mod plan;
+mod pulls;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use holdfast_api::names::Names;
 use holdfast_cli_kit::cluster::{self, ClusterArgs, NamespaceArgs, Release};
 use holdfast_cli_kit::confirm::ConfirmArgs;
 use holdfast_cli_kit::exit_status::{Answer, Usage};
+use holdfast_cli_kit::leader::LeaderArgs;
 use holdfast_cli_kit::output::{Document, OutputArgs};
 use holdfast_cli_kit::{duration, terminal};
 use kube::Client;
@@ -22,6 +25,7 @@ use serde::Serialize;
 pub(crate) use apply::{Outcome, Pacing, ask_owners, execute, find, now};
 pub(crate) use plan::RewrittenPod;
 use plan::{Remedy, Rewritten};
+pub(crate) use pulls::{Pull, lines, objection, pulls};
 
 /// How long API servers may take until they know a new label of a namespace.
 const PROPAGATION_DELAY: Duration = Duration::from_secs(3);
@@ -41,8 +45,8 @@ changed in place, which restarts its containers; image volumes cannot be changed
 Pods of Jobs and of kinds that Holdfast does not know are listed and left unchanged.
 
 While the webhook exists, it would rewrite the new pods again. So restoring needs the namespace to \
-opt out (--opt-out), or Holdfast to be uninstalled. The original images are pulled from their \
-upstreams: the uplink has to be up.
+opt out (--opt-out), or Holdfast to be uninstalled. Nodes that do not have an original pull it from \
+its upstream; they are listed, and nothing is restored while such an upstream is away (--anyway).
 
 Exit status: 0 no rewritten reference is left (or --dry-run), 1 some are left, 2 it could not run.")]
 pub struct Args {
@@ -54,6 +58,9 @@ pub struct Args {
     /// Only prints what it would do
     #[arg(long)]
     dry_run: bool,
+    /// Restores pods also if their nodes have to pull from an upstream that is away
+    #[arg(long)]
+    anyway: bool,
     /// Labels the namespaces holdfast.dev/rewrite=disabled first; remove the label to have new
     /// pods rewritten again
     #[arg(long)]
@@ -71,6 +78,8 @@ pub struct Args {
     confirm: ConfirmArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+    #[command(flatten)]
+    leader: LeaderArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -148,12 +157,18 @@ async fn restore(args: &Args) -> anyhow::Result<Document> {
         return document(Answer::Yes, &Outcome::default(), text);
     }
     let rewriting = apply::rewriting_namespaces(&client, &pods, &own).await?;
+    let names_of = releases.first().map(|release| &release.names);
+    let known = known(&client, &args.leader, names_of, &pods).await?;
+    let pulls = pulls(&pods, &known);
+    for line in lines(&pulls, &known) {
+        terminal::note(&line);
+    }
     if args.dry_run {
         if !rewriting.is_empty() && !args.opt_out {
             let names = names(&rewriting);
             terminal::note(&format!("{names} would have to opt out first (--opt-out)"));
         }
-        return planned(&pods);
+        return planned(&pods, &pulls);
     }
     anyhow::ensure!(
         rewriting.is_empty() || args.opt_out,
@@ -163,6 +178,9 @@ async fn restore(args: &Args) -> anyhow::Result<Document> {
         holdfast_api::labels::REWRITE,
         holdfast_api::labels::REWRITE_DISABLED
     );
+    if let Some(why) = objection(&pulls).filter(|_| !args.anyway) {
+        anyhow::bail!("{why}");
+    }
     let count = terminal::count(pods.len() as u64, "pod", "pods");
     args.confirm
         .ask(&format!("this evicts or restarts {count}"))?;
@@ -177,6 +195,39 @@ async fn restore(args: &Args) -> anyhow::Result<Document> {
     let again = find(&client, namespace, &addresses, !releases.is_empty()).await?;
     let done = outcome.left.is_empty() && unexpected(&outcome, &again).is_empty();
     document(done.into(), &outcome, summary(&outcome, &again))
+}
+
+/// What the leading controller of a release knows of the nodes and of upstreams.
+pub(crate) async fn known(
+    client: &Client,
+    leader: &LeaderArgs,
+    names: Option<&Names>,
+    pods: &[RewrittenPod],
+) -> anyhow::Result<pulls::Known> {
+    let Some(names) = names else {
+        let silent = Some("Holdfast is not installed".to_owned());
+        return Ok(pulls::Known {
+            silent,
+            ..pulls::Known::default()
+        });
+    };
+    let mut known = pulls::Known {
+        delivery: cluster::delivery(client, names).await?,
+        ..pulls::Known::default()
+    };
+    let questions: Vec<_> = pulls::questions(pods).into_iter().collect();
+    if questions.is_empty() {
+        return Ok(known);
+    }
+    let said = match leader.connect(client, names).await {
+        Ok(mut leader) => leader.starts(&questions).await,
+        Err(why) => Err(why),
+    };
+    match said {
+        Ok(said) => known.starts = questions.into_iter().zip(said).collect(),
+        Err(why) => known.silent = Some(why),
+    }
+    Ok(known)
 }
 
 /// Every address of every release; none when all are gone.
@@ -260,7 +311,7 @@ fn name(pod: &RewrittenPod) -> String {
 }
 
 /// What would be done.
-fn planned(pods: &[RewrittenPod]) -> anyhow::Result<Document> {
+fn planned(pods: &[RewrittenPod], pulls: &BTreeSet<Pull>) -> anyhow::Result<Document> {
     let entries: Vec<Planned> = pods
         .iter()
         .map(|pod| Planned {
@@ -268,7 +319,7 @@ fn planned(pods: &[RewrittenPod]) -> anyhow::Result<Document> {
             remedy: remedy(pod),
         })
         .collect();
-    let data = serde_json::json!({ "pods": entries });
+    let data = serde_json::json!({ "pods": entries, "pulls": pulls });
     Ok(
         Document::new("RestorePlan", Answer::Yes, &data, plan_table(pods))?
             .with_names(pods.iter().map(name)),

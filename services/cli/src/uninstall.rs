@@ -17,6 +17,7 @@ use holdfast_api::names::Names;
 use holdfast_cli_kit::cluster::KubeArgs;
 use holdfast_cli_kit::confirm::ConfirmArgs;
 use holdfast_cli_kit::exit_status::{self, Answer};
+use holdfast_cli_kit::leader::LeaderArgs;
 use holdfast_cli_kit::output::{Document, OutputArgs};
 use holdfast_cli_kit::{duration, terminal};
 use serde_json::json;
@@ -32,6 +33,8 @@ const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for all steps together, without the wait for nodes. The hook's deadline is later, so that a
 /// slow API server ends in a report and not in a deletion that fails.
 const STEPS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time to find out which originals the nodes pull again.
+const PULLS_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for the event with the report.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pods a minute whose original images are restored.
@@ -63,8 +66,14 @@ pub struct Args {
     strict: bool,
     #[command(flatten)]
     confirm: ConfirmArgs,
+    /// Restores pods (uninstall.restore) also if their nodes have to pull from an upstream that is
+    /// away
+    #[arg(long)]
+    anyway: bool,
     #[command(flatten)]
     kube: KubeArgs,
+    #[command(flatten)]
+    leader: LeaderArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -123,6 +132,11 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
         .timeout(Duration::from_secs(3))
         .build()?;
     let cluster = Cluster::new(client, names).evicting_by(evicting);
+    let restore = restore.map(|limit| Restoration {
+        limit,
+        anyway: args.anyway,
+        leader: args.leader.clone(),
+    });
     let report = undo(&cluster, &http, timeout, restore).await;
     if args.hook {
         // Helm deletes the Job of the hook, and its log with it.
@@ -134,15 +148,25 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// All steps, as far as they are done in time. Pods are restored only with a time for it.
+/// How pods get their original images back.
+struct Restoration {
+    /// The time for it.
+    limit: Duration,
+    /// Also if upstreams are away.
+    anyway: bool,
+    leader: LeaderArgs,
+}
+
+/// All steps, as far as they are done in time. Pods are restored only if that is asked for.
 async fn undo(
     cluster: &Cluster,
     http: &reqwest::Client,
     timeout: Duration,
-    restore: Option<Duration>,
+    restore: Option<Restoration>,
 ) -> Report {
     let mut report = Report::default();
-    let limit = timeout + STEPS_TIMEOUT + restore.unwrap_or_default();
+    let restoring = restore.as_ref().map(|restore| restore.limit);
+    let limit = timeout + STEPS_TIMEOUT + restoring.unwrap_or_default();
     let steps = undo_steps(cluster, http, timeout, restore, &mut report);
     if tokio::time::timeout(limit, steps).await.is_err() {
         report.left(format!(
@@ -158,13 +182,18 @@ async fn undo_steps(
     cluster: &Cluster,
     http: &reqwest::Client,
     timeout: Duration,
-    restore: Option<Duration>,
+    restore: Option<Restoration>,
     report: &mut Report,
 ) {
     report.step(
         "webhook configuration deleted",
         cluster.delete_webhook().await,
     );
+    // The controller knows what nodes have.
+    let restore = match restore {
+        Some(restore) => may_restore(cluster, restore, report).await,
+        None => None,
+    };
     report.step("controller stopped", stop_controller(cluster).await);
     match cluster.remove_startup_taints().await {
         Ok(0) => {}
@@ -197,6 +226,28 @@ async fn undo_steps(
         "registry pods on lost nodes deleted, so that they release the volume's claim",
         stop_registry(cluster).await,
     );
+}
+
+/// Notes which originals the nodes pull again. Returns the time for the restoration, unless an
+/// upstream of them is away.
+async fn may_restore(
+    cluster: &Cluster,
+    restore: Restoration,
+    report: &mut Report,
+) -> Option<Duration> {
+    let pulls = tokio::time::timeout(PULLS_TIMEOUT, cluster.pulls(&restore.leader)).await;
+    match pulls {
+        Ok(Ok((lines, objection))) => {
+            report.pulls = lines;
+            if let Some(why) = objection.filter(|_| !restore.anyway) {
+                report.left(format!("pods were not restored: {why}"));
+                return None;
+            }
+        }
+        Ok(Err(error)) => report.pulls = vec![format!("what nodes pull again: {error:#}")],
+        Err(_) => report.pulls = vec!["what nodes pull again is not known: no answer".to_owned()],
+    }
+    Some(restore.limit)
 }
 
 /// Restores the original images of pods, as far as the time suffices.

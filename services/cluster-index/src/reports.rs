@@ -5,7 +5,6 @@
 //! every replica that listens.
 
 mod on_nodes;
-mod preloaded;
 
 pub use on_nodes::OnNodes;
 

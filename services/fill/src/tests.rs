@@ -19,7 +19,6 @@ use holdfast_upstream::{SharedPriority, Timeouts};
 mod access;
 mod busy;
 mod claims;
-mod held;
 mod indexes;
 mod lies;
 mod names;

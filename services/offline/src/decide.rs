@@ -5,14 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cli_kit::exit_status::Answer;
+use holdfast_cli_kit::leader::Question;
 use holdfast_core::pod;
 use holdfast_core::workload::{self, controller_of, may_start, pod_of, pod_template, text};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::images::{Images, Unit};
+use crate::answers::Basis;
+use crate::images::Images;
 use crate::inventory::{Inventory, Key};
 use crate::outcome::{Image, Verdict};
+use crate::plan::Unit;
 
 /// What pods are made of, or a pod that nothing makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,9 +33,6 @@ impl Owner {
     }
 }
 
-/// What the answer is based on.
-const BASIS: &str = "Artifacts that are Ready, and what the status of nodes lists";
-
 /// What would become of everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -40,7 +40,7 @@ pub(crate) struct Judgement {
     pub(crate) owners: Vec<Owner>,
     pub(crate) not_judged: Vec<String>,
     /// What the answer is based on.
-    pub(crate) basis: &'static str,
+    pub(crate) basis: Basis,
 }
 
 impl Judgement {
@@ -64,34 +64,10 @@ impl Judgement {
 /// Judges everything that may start.
 pub(crate) fn decide(inventory: &Inventory) -> Judgement {
     let judge = Images::new(inventory);
-    let pods = pods(inventory);
-    let alive: BTreeSet<Key> = pods
-        .iter()
-        .filter(|(_, pod)| is_stored(pod))
-        .map(|(key, _)| key.clone())
-        .collect();
-    let is_excluded = |(key, pod): &&(Key, Value)| {
-        let above = controller_of(pod)
-            .map(|(kind, name, _)| (key.0.clone(), kind.to_owned(), name.to_owned()));
-        let excluded = &inventory.excluded_owners;
-        excluded.contains(key) || above.is_some_and(|above| excluded.contains(&above))
-    };
-    let excluded: BTreeSet<Key> = pods
-        .iter()
-        .filter(is_excluded)
-        .map(|(key, _)| key.clone())
-        .collect();
     let mut owners: BTreeMap<Key, Vec<Image>> = BTreeMap::new();
-    for (key, pod) in pods {
-        let found = judge.of_unit(&Unit {
-            namespace: &key.0,
-            pod: &pod,
-            stored: is_stored(&pod),
-            has_pods: alive.contains(&key),
-            is_daemon: key.1 == "DaemonSet",
-            is_excluded: excluded.contains(&key),
-        });
-        let images = owners.entry(key).or_default();
+    for start in starts(inventory) {
+        let found = judge.of_unit(&start.unit());
+        let images = owners.entry(start.owner).or_default();
         for image in found {
             // An owner is as well off as the worst of its pods.
             match images.iter_mut().find(|known| known.is_same(&image)) {
@@ -113,8 +89,101 @@ pub(crate) fn decide(inventory: &Inventory) -> Judgement {
     Judgement {
         owners,
         not_judged: inventory.not_judged.clone(),
-        basis: BASIS,
+        basis: inventory.basis,
     }
+}
+
+/// What has to be asked about nodes.
+pub(crate) fn questions(inventory: &Inventory) -> BTreeSet<Question> {
+    let judge = Images::new(inventory);
+    let starts = starts(inventory);
+    starts
+        .iter()
+        .flat_map(|start| judge.questions(&start.unit()))
+        .collect()
+}
+
+/// A pod that starts, and what is known of its owner.
+struct Starting {
+    owner: Key,
+    pod: Value,
+    has_pods: bool,
+    is_excluded: bool,
+}
+
+impl Starting {
+    fn unit(&self) -> Unit<'_> {
+        Unit {
+            namespace: &self.owner.0,
+            pod: &self.pod,
+            stored: is_stored(&self.pod),
+            has_pods: self.has_pods,
+            is_daemon: self.owner.1 == "DaemonSet",
+            is_excluded: self.is_excluded,
+        }
+    }
+}
+
+/// Every pod that starts.
+fn starts(inventory: &Inventory) -> Vec<Starting> {
+    let mut pods = pods(inventory);
+    let alive: BTreeSet<Key> = pods
+        .iter()
+        .filter(|(_, pod)| is_stored(pod))
+        .map(|(key, _)| key.clone())
+        .collect();
+    let is_excluded = |(key, pod): &&(Key, Value)| {
+        let above = controller_of(pod)
+            .map(|(kind, name, _)| (key.0.clone(), kind.to_owned(), name.to_owned()));
+        let excluded = &inventory.excluded_owners;
+        excluded.contains(key) || above.is_some_and(|above| excluded.contains(&above))
+    };
+    let excluded: BTreeSet<Key> = pods
+        .iter()
+        .filter(is_excluded)
+        .map(|(key, _)| key.clone())
+        .collect();
+    if let Some(node) = &inventory.lost {
+        pods = recreated(pods, node);
+    }
+    pods.into_iter()
+        .map(|(owner, pod)| Starting {
+            has_pods: alive.contains(&owner),
+            is_excluded: excluded.contains(&owner),
+            owner,
+            pod,
+        })
+        .collect()
+}
+
+/// The pods that their owners make after the loss of a node: those of the templates of owners with
+/// a pod there, or, of owners without a known template, the pods there without their node. Static
+/// pods and pods without an owner are lost.
+fn recreated(pods: Vec<(Key, Value)>, node: &str) -> Vec<(Key, Value)> {
+    let is_there = |pod: &Value| text(pod, "/spec/nodeName") == node;
+    let hit: BTreeSet<Key> = pods
+        .iter()
+        .filter(|(_, pod)| is_there(pod) && !pod::is_mirror(pod) && controller_of(pod).is_some())
+        .map(|(key, _)| key.clone())
+        .collect();
+    let templates: BTreeSet<Key> = pods
+        .iter()
+        .filter(|(_, pod)| !is_stored(pod))
+        .map(|(key, _)| key.clone())
+        .collect();
+    pods.into_iter()
+        .filter(|(key, pod)| {
+            let is_new = !is_stored(pod) || !templates.contains(key) && is_there(pod);
+            hit.contains(key) && is_new
+        })
+        .map(|(key, mut pod)| {
+            for (object, field) in [("/spec", "nodeName"), ("/metadata", "uid")] {
+                let object = pod.pointer_mut(object).and_then(Value::as_object_mut);
+                object.map(|object| object.remove(field));
+            }
+            (key, pod)
+        })
+        .collect()
 }
 
 /// Whether a pod exists; else it is one that a template would become.

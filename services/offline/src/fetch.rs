@@ -4,15 +4,23 @@ use std::collections::BTreeMap;
 
 use holdfast_api::Artifact;
 use holdfast_api::access::ImageAccess;
-use holdfast_api::delivery::Delivery;
+use holdfast_api::labels;
 use holdfast_api::state::EVERY_SOURCE;
-use holdfast_cli_kit::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release};
+use holdfast_cli_kit::cluster::{
+    self, ARTIFACTS, Listed, NAMESPACES, NODES, PODS, Release, Resource,
+};
 use holdfast_cluster_model::{NamespaceFacts, Scope};
-use holdfast_core::workload::KINDS;
+use holdfast_core::workload::{KINDS, text};
 use kube::Client;
 use serde_json::Value;
 
+use crate::answers::{Answers, Basis};
 use crate::inventory::Inventory;
+use crate::judge::Known;
+use crate::own::{Own, OwnPods};
+
+const CLAIMS: Resource = cluster::core("persistentvolumeclaims");
+const ACCOUNTS: Resource = cluster::core("serviceaccounts");
 
 /// Fetches what is in one namespace, or in all.
 pub(crate) async fn fetch(
@@ -81,8 +89,16 @@ pub(crate) async fn fetch(
     let listed = state.as_ref().and_then(|state| state.access.as_ref());
     let access = ImageAccess::new(config.values.access.is_by_namespace(), listed);
     Ok(Inventory {
+        basis: Basis::Recorded,
+        answers: Answers::default(),
+        own: Own {
+            registry: Known::Unknown,
+            controller: Known::Unknown,
+        },
+        account_secrets: account_secrets(client, namespace).await?,
+        lost: None,
         access,
-        delivery: delivery(client, release).await?,
+        delivery: cluster::delivery(client, &release.names).await?,
         healing: config.values.controller.healing,
         failure_policy: config.values.webhook.failure_policy,
         objects,
@@ -101,20 +117,42 @@ pub(crate) async fn fetch(
     })
 }
 
-/// What the controller knows of nodes; `None` where it has not said it or the caller may not read
-/// it.
-async fn delivery(client: &Client, release: &Release) -> anyhow::Result<Option<Delivery>> {
-    let path = cluster::core("configmaps").path(Some(&release.names.namespace));
-    let path = format!("{path}/{}", release.names.delivery());
-    match cluster::get(client, &path).await {
-        Ok(Some(map)) => {
-            let map = serde_json::from_value(map)?;
-            Ok(Some(Delivery::of(&map)))
-        }
-        Ok(None) => Ok(None),
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+/// Holdfast's own pods, and the claims of their volumes.
+pub(crate) async fn own_pods(client: &Client, release: &Release) -> anyhow::Result<OwnPods> {
+    let namespace = Some(release.names.namespace.as_str());
+    let selector = format!("{}={}", labels::INSTANCE, release.names.release);
+    let pods = cluster::list_some(client, PODS, namespace, &selector).await?;
+    let claims = cluster::list(client, CLAIMS, namespace).await?;
+    let items = |listed| match listed {
+        Listed::Items(items) => Some(items),
+        Listed::Forbidden | Listed::Unknown => None,
+    };
+    Ok(OwnPods {
+        pods: items(pods),
+        claims: items(claims),
+    })
+}
+
+/// The pull secrets of service accounts; `None` where they may not be listed.
+async fn account_secrets(
+    client: &Client,
+    namespace: Option<&str>,
+) -> anyhow::Result<Option<BTreeMap<(String, String), Vec<String>>>> {
+    let Listed::Items(items) = cluster::list(client, ACCOUNTS, namespace).await? else {
+        return Ok(None);
+    };
+    let secrets = |account: &Value| {
+        let secrets = account.get("imagePullSecrets").and_then(Value::as_array);
+        let names = secrets.into_iter().flatten();
+        let names = names.filter_map(|secret| secret.get("name")?.as_str());
+        names.map(str::to_owned).collect()
+    };
+    let key = |account: &Value| {
+        let text = |pointer| text(account, pointer).to_owned();
+        (text("/metadata/namespace"), text("/metadata/name"))
+    };
+    let accounts = items.iter().map(|account| (key(account), secrets(account)));
+    Ok(Some(accounts.collect()))
 }
 
 /// The nodes; `None` where they may not be listed.

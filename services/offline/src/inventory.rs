@@ -9,6 +9,9 @@ use holdfast_cluster_model::{NamespaceFacts, Scope};
 use holdfast_config::{FailurePolicy, HealingValues};
 use serde_json::Value;
 
+use crate::answers::{Answers, Basis};
+use crate::own::Own;
+
 /// Namespace, kind and name of an owner.
 pub(crate) type Key = (String, String, String);
 
@@ -38,6 +41,17 @@ pub(crate) struct Inventory {
     pub(crate) healing: HealingValues,
     /// What happens to new pods while the webhook does not answer.
     pub(crate) failure_policy: FailurePolicy,
+    /// What the answer is based on.
+    pub(crate) basis: Basis,
+    /// What the controller answered.
+    pub(crate) answers: Answers,
+    /// Whether Holdfast itself starts.
+    pub(crate) own: Own,
+    /// The pull secrets of service accounts by namespace and name; `None` where the caller may not
+    /// list them.
+    pub(crate) account_secrets: Option<BTreeMap<(String, String), Vec<String>>>,
+    /// The node that is lost and replaced by an empty one; `None` after a power cut of all nodes.
+    pub(crate) lost: Option<String>,
     /// What concerns Holdfast, by its configuration.
     pub(crate) scope: Scope,
     /// What the caller may not see.

@@ -1,10 +1,18 @@
 //! Whether an image starts without any upstream, on each node where its pod may start. Pure: the
-//! levels are those of [`holdfast_core::delivery`], with all upstreams away. What is not known is
-//! tried both ways, and never counts as a yes.
+//! levels and healing are those of [`holdfast_core::delivery`], with all upstreams away. What is
+//! not known is tried both ways, and never counts as a yes.
 
-use holdfast_core::delivery::{Copy, Level, Name, OnNodes, PullPolicy, State, Upstream};
+use holdfast_core::delivery::{
+    self, Act, Copy, Level, Name, OnNodes, Progress, PullPolicy, State, Switches, Upstream,
+};
 use holdfast_core::pod::Kind;
 use serde::Serialize;
+
+/// A kubelet that failed twice, and nothing changed since: what becomes of a pod in the end.
+const STUCK: Progress = Progress::Stuck {
+    failures: 2,
+    news: false,
+};
 
 /// A fact that may be unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,16 +33,20 @@ impl From<bool> for Known {
 pub(crate) struct Candidate {
     /// Its name; empty where nodes are not known.
     pub(crate) node: String,
+    /// The name under which the pod starts there.
+    pub(crate) written: Name,
     /// Whether it starts the original without a pull.
     pub(crate) original: Known,
     /// Whether it starts the local name without a pull.
     pub(crate) local: Known,
     /// Whether it can pull from the registry.
     pub(crate) prepared: Known,
+    /// Whether the pod may start there for certain, not only as far as it is judged.
+    pub(crate) certain: bool,
 }
 
-/// How healing gives a pod the local name. It gives none the original while the upstream is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How healing changes the name of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Healing {
     /// Not at all.
     None,
@@ -48,12 +60,14 @@ pub(crate) enum Healing {
 /// One image of a pod that starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Case {
-    pub(crate) copy: Copy,
+    /// Whether the registry holds it.
+    pub(crate) held: Known,
     pub(crate) policy: PullPolicy,
     pub(crate) kind: Kind,
-    /// The name under which the pod starts.
-    pub(crate) written: Name,
-    pub(crate) healing: Healing,
+    /// How healing changes the original to the local name.
+    pub(crate) to_local: Healing,
+    /// How healing changes the local name to the original.
+    pub(crate) to_original: Healing,
     /// Whether the configuration of a node names the host: a mirror on the site may have it.
     pub(crate) foreign: bool,
     /// Where the pod may start, at least one.
@@ -96,14 +110,15 @@ impl Case {
     pub(crate) fn judge(&self) -> (Start, Candidates) {
         let mut found = Candidates::default();
         let (mut least, mut unhealed) = (Known::Yes, Known::Yes);
+        let starts_nowhere = self
+            .candidates
+            .iter()
+            .all(|it| self.best(it).1 == Known::No);
         for candidate in &self.candidates {
-            let present = self.starts(candidate, self.written);
-            let healed = match self.healing {
-                Healing::None => Known::No,
-                Healing::ByNewPod => self.starts(candidate, Name::Local).min(Known::Unknown),
-                Healing::InPlace => self.starts(candidate, Name::Local),
-            };
-            let best = present.max(healed);
+            let (present, mut best) = self.best(candidate);
+            if !candidate.certain && !starts_nowhere {
+                best = best.max(Known::Unknown);
+            }
             least = least.min(best);
             unhealed = unhealed.min(present);
             let names = match best {
@@ -121,6 +136,40 @@ impl Case {
             (Known::Unknown, _) => (Start::Unknown, found),
             (Known::No, _) if found.starts.is_empty() => (Start::WouldNot, found),
             (Known::No, _) => (Start::OnlyOn, found),
+        }
+    }
+
+    /// Whether the image starts on a node under the name that it has, and whether it does at all.
+    fn best(&self, candidate: &Candidate) -> (Known, Known) {
+        let present = self.starts(candidate, candidate.written);
+        let healing = match candidate.written {
+            Name::Original => self.to_local,
+            Name::Local => self.to_original,
+        };
+        let most = match healing {
+            Healing::None => Known::No,
+            Healing::ByNewPod => Known::Unknown,
+            Healing::InPlace => Known::Yes,
+        };
+        (present, present.max(self.healed(candidate).min(most)))
+    }
+
+    /// Whether the image starts on a node under the name that healing gives it.
+    fn healed(&self, candidate: &Candidate) -> Known {
+        let other = candidate.written.other();
+        let is_healed = |least: Known| {
+            let state = self.state(candidate, least);
+            let switches = Switches::default();
+            let act = delivery::heal(&state, candidate.written, STUCK, &switches, 0);
+            matches!(act, Act::Switch(name) | Act::Recreate(name) if name == other)
+                && state.level(other) == Level::Sure
+        };
+        if is_healed(Known::Yes) {
+            Known::Yes
+        } else if self.starts(candidate, other) > Known::No {
+            Known::Unknown
+        } else {
+            Known::No
         }
     }
 
@@ -150,7 +199,11 @@ impl Case {
             }
         };
         State {
-            copy: self.copy,
+            copy: if self.held >= least {
+                Copy::Held
+            } else {
+                Copy::Absent
+            },
             upstream: Upstream::Away,
             original: on_nodes(candidate.original),
             local: on_nodes(candidate.local),
@@ -173,20 +226,22 @@ mod tests {
     fn candidate(node: &str, original: Known, local: Known, prepared: Known) -> Candidate {
         Candidate {
             node: node.to_owned(),
+            written: Name::Original,
             original,
             local,
             prepared,
+            certain: true,
         }
     }
 
     /// An image that is not held, of a pod with the original name.
     fn case(candidates: Vec<Candidate>) -> Case {
         Case {
-            copy: Copy::Absent,
+            held: No,
             policy: PullPolicy::IfNotPresent,
             kind: Kind::Container,
-            written: Name::Original,
-            healing: Healing::InPlace,
+            to_local: Healing::InPlace,
+            to_original: Healing::None,
             foreign: false,
             candidates,
         }
@@ -194,16 +249,28 @@ mod tests {
 
     fn held(candidates: Vec<Candidate>) -> Case {
         Case {
-            copy: Copy::Held,
+            held: Yes,
             ..case(candidates)
         }
     }
 
     fn local(case: Case) -> Case {
-        Case {
+        let candidates = case.candidates.into_iter();
+        let candidates = candidates.map(|candidate| Candidate {
             written: Name::Local,
-            healing: Healing::None,
+            ..candidate
+        });
+        Case {
+            candidates: candidates.collect(),
             ..case
+        }
+    }
+
+    /// As [`local`], of a pod that healing may change.
+    fn restorable(case: Case) -> Case {
+        Case {
+            to_original: Healing::InPlace,
+            ..local(case)
         }
     }
 
@@ -231,7 +298,7 @@ mod tests {
 
     fn fixed(case: Case) -> Case {
         Case {
-            healing: Healing::None,
+            to_local: Healing::None,
             ..case
         }
     }
@@ -263,7 +330,7 @@ mod tests {
             (
                 "original, held, healed by a new pod",
                 Case {
-                    healing: Healing::ByNewPod,
+                    to_local: Healing::ByNewPod,
                     ..held(bare())
                 },
                 Start::Unknown,
@@ -325,6 +392,97 @@ mod tests {
                 "rewritten, held, unknown whether prepared",
                 local(held(on(No, No, Unknown))),
                 Start::Unknown,
+            ),
+        ];
+        check(table);
+    }
+
+    #[test]
+    fn healing_restores_an_original_that_the_node_has() {
+        use Start::{Starts, StartsHealed, WouldNot};
+        let volume = |case: Case| Case {
+            kind: Kind::Volume,
+            to_original: Healing::ByNewPod,
+            ..case
+        };
+        let table = [
+            (
+                "original on the node",
+                restorable(case(on(Yes, No, Yes))),
+                StartsHealed,
+            ),
+            ("original on no node", restorable(case(bare())), WouldNot),
+            (
+                "original unknown",
+                restorable(case(on(Unknown, No, Yes))),
+                Start::Unknown,
+            ),
+            ("held", restorable(held(on(Yes, No, Yes))), Starts),
+            (
+                "held, unprepared",
+                restorable(held(on(Yes, No, No))),
+                StartsHealed,
+            ),
+            (
+                "Always",
+                always(restorable(case(on(Yes, Yes, Yes)))),
+                WouldNot,
+            ),
+            (
+                "Never",
+                never(restorable(case(on(Yes, No, Yes)))),
+                StartsHealed,
+            ),
+            (
+                "a volume",
+                volume(restorable(case(on(Yes, No, Yes)))),
+                Start::Unknown,
+            ),
+            (
+                "a volume, on no node",
+                volume(restorable(case(bare()))),
+                WouldNot,
+            ),
+        ];
+        check(table);
+    }
+
+    #[test]
+    fn the_name_may_differ_between_candidates() {
+        let mut both = held(vec![
+            candidate("a", No, No, Yes),
+            candidate("b", Yes, No, No),
+        ]);
+        both.candidates[0].written = Name::Local;
+        assert_eq!(both.judge().0, Start::Starts);
+    }
+
+    #[test]
+    fn a_node_that_may_be_no_candidate_makes_no_certain_no() {
+        let uncertain = |original, node: &str| Candidate {
+            certain: false,
+            ..candidate(node, original, No, Yes)
+        };
+        let table = [
+            (
+                "one has it",
+                case(vec![uncertain(Yes, "a"), uncertain(No, "b")]),
+                Start::Unknown,
+            ),
+            (
+                "none has it",
+                case(vec![uncertain(No, "a"), uncertain(No, "b")]),
+                Start::WouldNot,
+            ),
+            (
+                "each has it",
+                case(vec![uncertain(Yes, "a"), uncertain(Yes, "b")]),
+                Start::Starts,
+            ),
+            (
+                "a certain one lacks it",
+                case(vec![uncertain(Yes, "a"), candidate("b", No, No, Yes)]),
+                Start::OnlyOn,
             ),
         ];
         check(table);
@@ -393,32 +551,35 @@ mod tests {
     #[test]
     fn what_is_unknown_is_never_a_yes() {
         let all = [No, Unknown, Yes];
-        for original in all {
-            for local_name in all {
-                for prepared in all {
-                    for written in [Name::Original, Name::Local] {
-                        for copy in [Copy::Held, Copy::Arriving, Copy::Absent] {
-                            let base = Case {
-                                copy,
-                                written,
-                                ..case(vec![candidate("a", original, local_name, prepared)])
-                            };
-                            let (start, _) = base.judge();
-                            let pessimist = |known: Known| Known::from(known == Yes);
-                            let least = Case {
-                                candidates: vec![candidate(
-                                    "a",
-                                    pessimist(original),
-                                    pessimist(local_name),
-                                    pessimist(prepared),
-                                )],
-                                ..base.clone()
-                            };
-                            let (worst, _) = least.judge();
-                            if start >= Start::StartsHealed {
-                                assert_eq!(start, worst, "{base:?}");
-                            }
-                        }
+        let pessimist = |known: Known| Known::from(known == Yes);
+        let facts = all.into_iter().flat_map(|original| {
+            all.into_iter().flat_map(move |name| {
+                all.into_iter().flat_map(move |prepared| {
+                    all.into_iter()
+                        .map(move |held| (original, name, prepared, held))
+                })
+            })
+        });
+        for (original, name, prepared, held) in facts {
+            for written in [Name::Original, Name::Local] {
+                for policy in [
+                    PullPolicy::IfNotPresent,
+                    PullPolicy::Always,
+                    PullPolicy::Never,
+                ] {
+                    let of = |known: &dyn Fn(Known) -> Known| Case {
+                        held: known(held),
+                        policy,
+                        to_original: Healing::InPlace,
+                        ..case(vec![Candidate {
+                            written,
+                            ..candidate("a", known(original), known(name), known(prepared))
+                        }])
+                    };
+                    let (start, _) = of(&|known| known).judge();
+                    let (worst, _) = of(&pessimist).judge();
+                    if start >= Start::StartsHealed {
+                        assert_eq!(start, worst, "{original:?} {name:?} {prepared:?} {held:?}");
                     }
                 }
             }

@@ -1,6 +1,8 @@
 //! `holdfast diff offline`: what would not start if the uplink went now, by owner. Fetch, decide,
 //! print: the decision is pure, and a fact that is not known never counts as a yes.
 
+mod answers;
+mod ask;
 mod decide;
 mod fetch;
 mod images;
@@ -8,17 +10,25 @@ mod inventory;
 mod judge;
 mod nodes;
 mod outcome;
+mod own;
+mod plan;
+mod scheduling;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use holdfast_cli_kit::cluster::{ClusterArgs, NamespaceArgs};
+use holdfast_cli_kit::exit_status::Usage;
+use holdfast_cli_kit::leader::LeaderArgs;
 use holdfast_cli_kit::output::{Document, OutputArgs};
 use holdfast_cli_kit::sort::SortArgs;
 use holdfast_cli_kit::terminal;
 use holdfast_cli_kit::watch::WatchArgs;
+use holdfast_core::workload::text;
 
 use crate::decide::{Judgement, Owner};
+use crate::inventory::Inventory;
 use crate::judge::Start;
 use crate::outcome::{Image, Verdict};
 
@@ -28,13 +38,14 @@ use crate::outcome::{Image, Verdict};
 Examples:
   holdfast diff offline
   holdfast diff offline -n shop --show-local
+  holdfast diff offline --node worker-1
   holdfast diff offline --ignore-uncovered -o json
 
 Every owner is judged by its template and by its living pods, also owners that are scaled to zero \
 or suspended. A living pod starts on its node under the name that it has; a new pod on every node \
-that takes pods, under the registry's name if it is rewritten. The registry holds what has a Ready \
-Artifact. Nodes count only as far as their status tells: kubelets from 1.33 on may refuse a listed \
-image, so such an image is not judged. What is not known is never a yes.
+that its tolerations, selector and affinity admit, under the name that the webhook chooses. Healing \
+counts. The leading controller is asked what the registry and each node hold now, by a port-forward \
+with the caller's rights. What is not known is never a yes.
 
 Exit status: 0 every one would start, 1 some would not, 2 not everything is known.")]
 pub struct Args {
@@ -49,12 +60,17 @@ pub struct Args {
     /// As --show-local
     #[arg(long, hide = true)]
     all: bool,
+    /// As if this node alone were lost and replaced by an empty one
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
     sort: SortArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
+    #[command(flatten)]
+    leader: LeaderArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -75,7 +91,9 @@ async fn check(args: &Args) -> anyhow::Result<Document> {
         .run(&args.output, async || {
             let release = args.cluster.release(&client).await?;
             let namespace = args.namespaces.namespace.as_deref();
-            let inventory = fetch::fetch(&client, &release, namespace).await?;
+            let mut inventory = fetch::fetch(&client, &release, namespace).await?;
+            inventory.lost = lost(args.node.as_deref(), &inventory)?;
+            ask::ask(&client, &args.leader, &release, &mut inventory).await?;
             let mut judgement = decide::decide(&inventory);
             args.sort.sort(&mut judgement.owners)?;
             let answer = judgement.answer(args.ignore_uncovered);
@@ -92,6 +110,24 @@ async fn check(args: &Args) -> anyhow::Result<Document> {
                 .with_names(names))
         })
         .await
+}
+
+/// The node of `--node`, if it exists.
+fn lost(node: Option<&str>, inventory: &Inventory) -> anyhow::Result<Option<String>> {
+    let Some(node) = node else {
+        return Ok(None);
+    };
+    let nodes = inventory
+        .nodes
+        .as_ref()
+        .context("--node: nodes may not be listed")?;
+    if !nodes
+        .iter()
+        .any(|known| text(known, "/metadata/name") == node)
+    {
+        return Err(Usage(format!("there is no node {node}")).into());
+    }
+    Ok(Some(node.to_owned()))
 }
 
 fn label(image: &Image) -> &'static str {
@@ -155,7 +191,7 @@ fn render(judgement: &Judgement, all: bool) -> String {
         count(Verdict::NotJudged),
     )
     .ok();
-    writeln!(text, "basis: {}", judgement.basis).ok();
+    writeln!(text, "basis: {}", judgement.basis.message()).ok();
     text
 }
 

@@ -15,6 +15,7 @@ use holdfast_core::workload::text;
 use serde_json::Value;
 
 use crate::judge::Known;
+use crate::scheduling::Place;
 
 /// The most images in the status of a node, by the kubelet's default.
 const MAX_LISTED_IMAGES: usize = 50;
@@ -26,7 +27,10 @@ const FIRST_MINOR_WITH_RECORDS: u64 = 33;
 /// What is known of a node.
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) name: String,
+    /// What the scheduler reads of it.
+    pub(crate) place: Place,
+    /// Whether its operating system is Linux, as far as it is known.
+    pub(crate) linux: bool,
     pub(crate) ready: bool,
     pub(crate) cordoned: bool,
     /// Whether the configuration includes it.
@@ -53,7 +57,11 @@ impl Node {
             .collect();
         let names_fit = images.iter().all(|names| names.len() < MAX_LISTED_NAMES);
         Some(Self {
-            name: text(object, "/metadata/name").to_owned(),
+            place: Place::of(object),
+            linux: matches!(
+                text(object, "/status/nodeInfo/operatingSystem"),
+                "" | "linux"
+            ),
             ready: facts.ready,
             cordoned: object.pointer("/spec/unschedulable") == Some(&Value::Bool(true)),
             in_scope: scope.includes_node(&facts),
@@ -78,7 +86,7 @@ impl Node {
 
     /// Why it is not known whether the node starts it.
     pub(crate) fn doubt(&self, name: &Reference) -> String {
-        let node = &self.name;
+        let node = &self.place.name;
         if self.listed.contains(&listed_name(name)) {
             let kubelet = if self.kubelet.is_empty() {
                 "unknown version"

@@ -1,35 +1,17 @@
 //! Checks of Kubernetes that have no effect on rewritten images, because nodes pull local images
 //! with their own credential. They are notes: there is nothing to repair.
 
-use holdfast_cli_kit::cluster::Resource;
-use holdfast_core::workload::text;
-use kube::Client;
-
-use super::api::{Fetched, object};
 use super::policy_dry_run::DryRun;
 use super::report::Report;
 
 /// The kubelet's policy under which it verifies pull secrets of images that a node has.
 const NEVER: &str = "NeverVerify";
 
-/// The kubelet's policy on a node; empty where it has none.
-pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Fetched<String> {
-    let proxied = Resource {
-        group: "",
-        version: "v1",
-        plural: "nodes",
-    };
-    let found = object(client, proxied, None, &format!("{node}/proxy/configz")).await?;
-    let found = found.unwrap_or_default();
-    let policy = "/kubeletconfig/imagePullCredentialsVerificationPolicy";
-    Ok(text(&found, policy).to_owned())
-}
-
-/// The notes. A kubelet that may not be asked is no problem of Holdfast's. `by_namespace`: pods are
+/// The notes. `kubelet` is the policy of a kubelet that could be asked. `by_namespace`: pods are
 /// sent to the registry only where their namespace may have the image.
 pub(super) fn diagnose(
     dry_runs: &[DryRun],
-    kubelet: Option<&Fetched<String>>,
+    kubelet: Option<&str>,
     by_namespace: bool,
     report: &mut Report,
 ) {
@@ -50,7 +32,7 @@ pub(super) fn diagnose(
         ));
     }
     match kubelet {
-        Some(Ok(policy)) if !policy.is_empty() && policy != NEVER => report.notes.push(format!(
+        Some(policy) if !policy.is_empty() && policy != NEVER => report.notes.push(format!(
             "the kubelets' imagePullCredentialsVerificationPolicy is {policy}: for rewritten images it verifies the \
              nodes' own credential, not the pods' pull secrets; {read_more}"
         )),
@@ -73,19 +55,18 @@ mod tests {
         };
         for (always, policy, notes) in [
             (false, None, 0),
-            (false, Some(Ok(String::new())), 0),
-            (false, Some(Ok("NeverVerify".to_owned())), 0),
-            (false, Some(Err("forbidden".to_owned())), 0),
+            (false, Some(""), 0),
+            (false, Some("NeverVerify"), 0),
             (true, None, 1),
-            (true, Some(Ok("NeverVerifyPreloadedImages".to_owned())), 2),
+            (true, Some("NeverVerifyPreloadedImages"), 2),
         ] {
             let mut report = Report::default();
             let dry_runs = [dry_run(always), dry_run(always)];
-            diagnose(&dry_runs, policy.as_ref(), false, &mut report);
+            diagnose(&dry_runs, policy, false, &mut report);
             assert_eq!(report.notes.len(), notes, "{always} {policy:?}");
             assert_eq!(report.answer(), holdfast_cli_kit::exit_status::Answer::Yes);
             let mut report = Report::default();
-            diagnose(&dry_runs, policy.as_ref(), true, &mut report);
+            diagnose(&dry_runs, policy, true, &mut report);
             assert_eq!(report.notes.len(), usize::from(always), "{policy:?}");
         }
     }

@@ -10,7 +10,9 @@ use holdfast_cli_kit::terminal;
 use super::fetch::{Facts, NodeReadiness};
 use super::policy_dry_run::Outcome;
 use super::report::Report;
-use super::{access, credential_checks, quotas, scaling, upstreams, verifiers, volume, webhook};
+use super::{
+    access, credential_checks, pull_records, quotas, scaling, upstreams, verifiers, volume, webhook,
+};
 
 /// Judges everything.
 pub(super) fn diagnose(facts: &Facts) -> Report {
@@ -28,7 +30,8 @@ pub(super) fn diagnose(facts: &Facts) -> Report {
     scaling::diagnose(&facts.scaling, &mut report);
     quotas::diagnose(&facts.quotas, &mut report);
     let by_namespace = facts.unproved.is_some();
-    let kubelet = facts.kubelet.as_ref();
+    pull_records::diagnose(&facts.policies, &facts.risks, &mut report);
+    let kubelet = pull_records::first_policy(&facts.policies);
     credential_checks::diagnose(&facts.dry_runs, kubelet, by_namespace, &mut report);
     if let Ok(artifacts) = &facts.status.artifacts {
         access::diagnose(facts.unproved.as_ref(), artifacts, &mut report);
@@ -337,7 +340,8 @@ mod tests {
             scaling: Ok(scaling::Scaling::default()),
             quotas: Ok(Vec::new()),
             verifiers: Ok(Vec::new()),
-            kubelet: None,
+            policies: BTreeMap::new(),
+            risks: Ok(BTreeMap::new()),
             unproved: None,
             unknown: Vec::new(),
         }

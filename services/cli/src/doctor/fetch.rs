@@ -8,6 +8,7 @@ use holdfast_api::names::Names;
 use holdfast_cli_kit::cluster::{
     self, NAMESPACES, NODES, PODS, Release, Resource, SECRETS, WEBHOOKS,
 };
+use holdfast_cli_kit::leader::LeaderArgs;
 use holdfast_cluster_model::{NamespaceFacts, Scope, node_facts};
 use holdfast_core::workload::{condition_is_true, text};
 use k8s_openapi::ByteString;
@@ -17,8 +18,8 @@ use serde_json::Value;
 
 use super::access::{self, Unproved};
 use super::api::{Fetched, listed, object};
-use super::credential_checks;
 use super::policy_dry_run::{self, DryRun};
+use super::pull_records::{self, Policies, Risk};
 use super::quotas::{self, FullQuota};
 use super::scaling::{self, Scaling};
 use super::verifiers::{self, Verifier};
@@ -84,8 +85,10 @@ pub(super) struct Facts {
     pub(super) quotas: Fetched<Vec<FullQuota>>,
     /// Policies that verify images by their names.
     pub(super) verifiers: Fetched<Vec<Verifier>>,
-    /// How a node's kubelet verifies pull secrets; nothing where no node is Ready.
-    pub(super) kubelet: Option<Fetched<String>>,
+    /// How the kubelets of Ready nodes verify pull secrets.
+    pub(super) policies: Policies,
+    /// Images that running pods need, and that their nodes pull at the next start.
+    pub(super) risks: Fetched<BTreeMap<String, Risk>>,
     /// Pods with images that their namespaces may not have; nothing where every pod may have every
     /// image.
     pub(super) unproved: Option<Fetched<Vec<Unproved>>>,
@@ -94,7 +97,12 @@ pub(super) struct Facts {
 }
 
 /// Asks everything.
-pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
+pub(super) async fn facts(
+    client: &Client,
+    leader: &LeaderArgs,
+    release: &Release,
+    namespace: Option<&str>,
+) -> Facts {
     let names = &release.names;
     let artifacts = fetch::artifacts(client, namespace, "").await;
     let artifacts = artifacts.map_err(|error| format!("{error:#}"));
@@ -116,12 +124,11 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         Some(scope) => nodes(client, names, scope).await,
         None => Err("which nodes are in scope is not known".to_owned()),
     };
-    let mut ready = nodes.iter().flatten();
-    let ready = ready.find(|(_, state)| !matches!(state, NodeReadiness::NotReady(_)));
-    let kubelet = match ready {
-        Some((node, _)) => Some(credential_checks::kubelet_policy(client, node).await),
-        None => None,
-    };
+    let ready = nodes.iter().flatten();
+    let ready = ready.filter(|(_, state)| !matches!(state, NodeReadiness::NotReady(_)));
+    let ready = ready.map(|(node, _)| node.clone()).collect();
+    let policies = pull_records::policies(client, ready).await;
+    let risks = risks(client, leader, names, namespace, &status, &policies).await;
     let image_access = access_of(release, &status);
     let unproved = match &image_access {
         ImageAccess::Every => None,
@@ -156,7 +163,8 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         scaling,
         quotas,
         verifiers,
-        kubelet,
+        policies,
+        risks,
         unproved,
         unknown,
     }
@@ -181,6 +189,30 @@ async fn unproved(
     let pods = listed(client, PODS, namespace, "").await?;
     let addresses = cluster::addresses(state.as_ref());
     Ok(access::unproved(&pods, &addresses, access))
+}
+
+/// The images at risk, as the leading controller knows them.
+async fn risks(
+    client: &Client,
+    leader: &LeaderArgs,
+    names: &Names,
+    namespace: Option<&str>,
+    status: &diagnose::Facts,
+    policies: &Policies,
+) -> Fetched<BTreeMap<String, Risk>> {
+    let state = status.state.as_ref().map_err(Clone::clone)?;
+    let pods = listed(client, PODS, namespace, "").await?;
+    let asked = pull_records::questions(&pods, &cluster::addresses(state.as_ref()));
+    if asked.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let questions: Vec<_> = asked.keys().cloned().collect();
+    let said = leader
+        .connect(client, names)
+        .await?
+        .starts(&questions)
+        .await?;
+    Ok(pull_records::risks(asked, &said, policies))
 }
 
 async fn claim(client: &Client, release: &Release) -> Fetched<Option<Claim>> {

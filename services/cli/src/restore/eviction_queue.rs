@@ -216,6 +216,9 @@ mod tests {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
             uid: format!("uid-{name}"),
+            node: String::new(),
+            pull_secrets: Vec::new(),
+            service_account: String::new(),
             owner: Some(Owner {
                 kind: "ReplicaSet".to_owned(),
                 name: owner.to_owned(),

@@ -26,6 +26,10 @@ pub(crate) struct RewrittenPod {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) owner: Option<Owner>,
+    /// The node that it is bound to; empty before that.
+    pub(crate) node: String,
+    pub(crate) pull_secrets: Vec<String>,
+    pub(crate) service_account: String,
     pub(crate) images: Vec<Rewritten>,
     pub(crate) remedy: Remedy,
 }
@@ -45,6 +49,9 @@ pub(crate) struct Rewritten {
     pub(crate) key: String,
     pub(crate) now: String,
     pub(crate) original: String,
+    /// Whether the kubelet pulls it at each start.
+    #[serde(skip)]
+    pub(crate) always: bool,
 }
 
 /// How the original images of a pod are restored.
@@ -126,10 +133,14 @@ pub(crate) fn find(pod: &Value, addresses: &[String], rewriting: bool) -> Option
         name: text(pod, "/metadata/name").to_owned(),
         uid: text(pod, "/metadata/uid").to_owned(),
         owner,
+        node: text(pod, "/spec/nodeName").to_owned(),
+        pull_secrets: pod::pull_secret_names(pod),
+        service_account: pod::service_account_name(pod).to_owned(),
         images: images
             .into_iter()
             .map(|(image, original)| Rewritten {
                 key: image.key(),
+                always: image.pull_policy.as_deref() == Some("Always"),
                 now: image.image,
                 original,
             })

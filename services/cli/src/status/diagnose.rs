@@ -169,6 +169,7 @@ pub(super) fn diagnose(facts: &Facts) -> (Answer, Status) {
             ));
         }
     }
+    warnings.extend(state.iter().flat_map(excluded_owners));
     for part in &facts.parts {
         match (part.wanted, part.ready) {
             (Some(wanted), Some(ready)) if ready < wanted => {
@@ -230,6 +231,22 @@ pub(super) fn diagnose(facts: &Facts) -> (Answer, Status) {
         unknown,
     };
     (answer, status)
+}
+
+/// The owners whose pods keep their images.
+fn excluded_owners(state: &ClusterState) -> impl Iterator<Item = Finding> {
+    let owners = state.excluded_owners.iter().filter(|owner| !owner.ended);
+    owners.map(|owner| {
+        let (kind, namespace, name) = (&owner.kind, &owner.namespace, &owner.name);
+        Finding::new(
+            Code::OwnerExcluded,
+            format!(
+                "pods of {kind} {namespace}/{name} keep their images: it deletes pods with other \
+                 images"
+            ),
+            SEE_DOCTOR,
+        )
+    })
 }
 
 fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) {
@@ -356,6 +373,20 @@ pub(crate) mod tests {
             },
             Answer::No,
             "admission webhook w refuses",
+        );
+        check(
+            "an owner compares images",
+            |facts| {
+                let owner = json!({
+                    "namespace": "a", "kind": "PodSet", "name": "db", "ended": false,
+                    "since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z",
+                });
+                if let Ok(Some(state)) = &mut facts.state {
+                    state.excluded_owners = vec![serde_json::from_value(owner).unwrap()];
+                }
+            },
+            Answer::Yes,
+            "pods of PodSet a/db keep their images",
         );
         check(
             "a part is not ready",

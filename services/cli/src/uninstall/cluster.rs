@@ -7,6 +7,7 @@ use holdfast_api::Artifact;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_api::state::{ClusterState, KEY};
+use holdfast_cli_kit::leader::LeaderArgs;
 use holdfast_cli_kit::terminal;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -243,11 +244,33 @@ impl Cluster {
         Ok(true)
     }
 
+    /// Which originals nodes pull again if pods are restored, and why they should not be restored.
+    pub(crate) async fn pulls(
+        &self,
+        leader: &LeaderArgs,
+    ) -> anyhow::Result<(Vec<String>, Option<String>)> {
+        let pods = self.rewritten().await?;
+        let known = restore::known(&self.client, leader, Some(&self.names), &pods).await?;
+        let pulls = restore::pulls(&pods, &known);
+        Ok((restore::lines(&pulls, &known), restore::objection(&pulls)))
+    }
+
     /// Restores the original images of pods of all namespaces. The pods of Holdfast have none.
     pub(crate) async fn restore_pods(
         &self,
         pacing: restore::Pacing,
     ) -> anyhow::Result<restore::Outcome> {
+        let pods = self.rewritten().await?;
+        Ok(
+            restore::execute(&self.evicting, pods, pacing, |line, waiting| {
+                terminal::progress(&format!("{line} ({waiting} wait)"));
+            })
+            .await,
+        )
+    }
+
+    /// The pods with rewritten references.
+    async fn rewritten(&self) -> anyhow::Result<Vec<restore::RewrittenPod>> {
         let state = self
             .own::<ConfigMap>()
             .get_opt(&self.names.state())
@@ -257,12 +280,7 @@ impl Cluster {
         let addresses = holdfast_cli_kit::cluster::addresses(state.as_ref());
         let mut pods = restore::find(&self.client, None, &addresses, false).await?;
         restore::ask_owners(&self.client, &mut pods, &addresses).await?;
-        Ok(
-            restore::execute(&self.evicting, pods, pacing, |line, waiting| {
-                terminal::progress(&format!("{line} ({waiting} wait)"));
-            })
-            .await,
-        )
+        Ok(pods)
     }
 
     pub(crate) async fn survey(&self) -> anyhow::Result<Survey> {

@@ -16,6 +16,8 @@ const MAX_SUMMARY_CHARS: usize = 1000;
 pub(crate) struct Report {
     done: Vec<String>,
     left: Vec<String>,
+    /// Which originals nodes pull again, by node.
+    pub(crate) pulls: Vec<String>,
     /// Running pods whose images name the registry: `namespace/name`.
     pub(crate) rewritten: Vec<String>,
 }
@@ -87,6 +89,9 @@ impl fmt::Display for Report {
         }
         for line in &self.left {
             writeln!(f, "LEFT  {}", clean(line))?;
+        }
+        for line in &self.pulls {
+            writeln!(f, "note  {}", clean(line))?;
         }
         if !self.rewritten.is_empty() {
             writeln!(

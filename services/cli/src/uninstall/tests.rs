@@ -140,13 +140,21 @@ fn list(kind: &str, items: Value) -> Value {
     json!({"apiVersion": "v1", "kind": kind, "metadata": {}, "items": items})
 }
 
+fn restoration(anyway: bool) -> Restoration {
+    Restoration {
+        limit: Duration::from_secs(600),
+        anyway,
+        leader: LeaderArgs::default(),
+    }
+}
+
 async fn undone(answer: fn(&str, &str) -> Option<Value>) -> (Report, Vec<String>) {
     undone_with(answer, None).await
 }
 
 async fn undone_with(
     answer: fn(&str, &str) -> Option<Value>,
-    restore: Option<Duration>,
+    restore: Option<Restoration>,
 ) -> (Report, Vec<String>) {
     holdfast_runtime::tls::install_crypto_provider();
     let (client, log) = api_server(answer);
@@ -329,7 +337,7 @@ async fn pods_are_restored_between_the_webhook_and_the_nodes() {
             ("GET", _) => None,
             _ => Some(json!({"metadata": {"name": "x"}, "spec": {"replicas": 0}})),
         },
-        Some(Duration::from_secs(600)),
+        Some(restoration(false)),
     )
     .await;
     let at = |part: &str| log.iter().position(|line| line.contains(part));
@@ -354,4 +362,51 @@ async fn pods_are_restored_between_the_webhook_and_the_nodes() {
         "nothing is deleted: {log:?}"
     );
     assert!(report.to_string().contains("2 pods restored"), "{report}");
+}
+
+// Stopping is a report: the deletion of the release goes on.
+#[tokio::test(start_paused = true)]
+async fn pods_keep_local_names_whose_originals_cannot_be_pulled() {
+    let answer = |method: &str, path: &str| match (method, path) {
+        ("GET", "/api/v1/namespaces/sys/configmaps/holdfast-state") => Some(json!({
+            "metadata": {"name": "holdfast-state"},
+            "data": {"state.json": r#"{"registryAddress": "10.96.0.50"}"#},
+        })),
+        ("GET", "/api/v1/namespaces/sys/configmaps/holdfast-delivery") => Some(json!({
+            "metadata": {"name": "holdfast-delivery"},
+            "data": {"delivery.json": r#"{"hosts": [
+                {"host": "r.io", "state": "away", "confirmed": "2026-01-01T00:00:00Z"}
+            ]}"#},
+        })),
+        ("GET", "/api/v1/pods" | "/api/v1/namespaces/shop/pods") => Some(list(
+            "PodList",
+            json!([{
+                "metadata": {"name": "bare", "namespace": "shop", "uid": "bare"},
+                "spec": {
+                    "nodeName": "one",
+                    "containers": [{"name": "c", "image": "10.96.0.50/r.io/app:1"}],
+                },
+            }]),
+        )),
+        ("GET", path) if path.ends_with('s') => Some(list("List", json!([]))),
+        ("GET", _) => None,
+        _ => Some(json!({"metadata": {"name": "x"}, "spec": {"replicas": 0}})),
+    };
+    let is_restored = |log: &[String]| {
+        log.iter()
+            .any(|it| it.contains("PATCH /api/v1/namespaces/shop"))
+    };
+    let (report, log) = undone_with(answer, Some(restoration(false))).await;
+    let text = report.to_string();
+    assert!(
+        text.contains("note  node one may pull again: r.io/app:1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("LEFT  pods were not restored") && text.contains("--anyway"),
+        "{text}"
+    );
+    assert!(!is_restored(&log), "{log:?}");
+    let (report, log) = undone_with(answer, Some(restoration(true))).await;
+    assert!(is_restored(&log), "{report}: {log:?}");
 }

@@ -4,6 +4,7 @@
 
 mod causes;
 mod cluster;
+mod controller;
 mod doctor;
 mod rm;
 mod watching;
@@ -361,71 +362,6 @@ async fn preload_makes_each_artifact_once_and_follows_it() {
         ],
     );
     site.run(&["preload"]).await.check(64, &["IMAGE"]);
-}
-
-// SPEC 12
-#[tokio::test]
-async fn diff_offline_names_what_would_not_start_and_what_it_may_not_see() {
-    let site = Site::start().await;
-    let diff = ["diff", "offline", "-n", "shop"];
-    site.run(&diff)
-        .await
-        .check(0, &["0 owners: every one would start offline"]);
-    site.post(
-        "/apis/apps/v1/namespaces/shop/deployments",
-        &workload("web", "registry.example/web:1"),
-    )
-    .await;
-    site.post(
-        "/apis/batch/v1/namespaces/shop/cronjobs",
-        &cron_job("night", "registry.example/night:1"),
-    )
-    .await;
-    site.stands("shop", "registry.example/web:1", "Copied")
-        .await;
-    site.stands("shop", "registry.example/night:1", "Unauthorized")
-        .await;
-    site.run(&diff).await.check(
-        1,
-        &[
-            "CronJob/night",
-            "MISSING",
-            "Unauthorized: so says the test",
-            "1 would not start offline",
-        ],
-    );
-    let limited = site.limited_user().await;
-    site.run_as(&limited, &diff)
-        .await
-        .check(2, &["not judged: cronjobs may not be listed"]);
-
-    site.stands("shop", "registry.example/night:1", "Copied")
-        .await;
-    let json_file = site.folder.path().join("diff.json");
-    let file = ["--show-local", "--json", json_file.to_str().unwrap()];
-    site.run(&[&diff[..], &file].concat()).await.check(
-        0,
-        &["Deployment/web", "2 owners: every one would start offline"],
-    );
-    let verdicts: Vec<_> = site.json("diff.json")["owners"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|owner| owner["images"][0]["verdict"].clone())
-        .collect();
-    assert_eq!(verdicts, ["local", "local"]);
-
-    site.merge(
-        "/api/v1/namespaces/shop",
-        &json!({"metadata": {"labels": {"holdfast.dev/rewrite": "disabled"}}}),
-    )
-    .await;
-    site.run(&diff)
-        .await
-        .check(1, &["its namespace is left out"]);
-    site.run(&[&diff[..], &["--ignore-uncovered"]].concat())
-        .await
-        .check(0, &["2 would not start offline"]);
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! What would not start, as a table of clusters.
 
 use super::*;
-use crate::judge::Start;
+use crate::answers::Answers;
+use crate::judge::{Known, Start};
+use crate::own::Own;
 use holdfast_api::Artifact;
 use holdfast_api::access::{AccessList, ImageAccess};
 use holdfast_api::delivery::{Delivery, DeliveryState};
@@ -48,6 +50,18 @@ fn node(name: &str, images: &[&str]) -> Value {
     })
 }
 
+/// What the webhook knows, with these nodes unprepared.
+fn delivery(unprepared: &[&str]) -> Delivery {
+    Delivery {
+        state: DeliveryState {
+            unprepared: unprepared.iter().map(|node| (*node).to_owned()).collect(),
+            ..DeliveryState::default()
+        },
+        held: ["r.io/local:1", "r.io/local:latest"].into_iter().collect(),
+        ..Delivery::default()
+    }
+}
+
 /// A cluster with copies of `r.io/local:1`; `r.io/refused:1` is refused.
 fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
     let mut by_kind: BTreeMap<&'static str, Vec<Value>> = BTreeMap::new();
@@ -85,7 +99,15 @@ fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
         excluded: BTreeMap::new(),
         excluded_owners: BTreeSet::new(),
         access: ImageAccess::Every,
-        delivery: Some(Delivery::default()),
+        basis: Basis::Recorded,
+        answers: Answers::default(),
+        own: Own {
+            registry: Known::Yes,
+            controller: Known::Yes,
+        },
+        account_secrets: None,
+        lost: None,
+        delivery: Some(delivery(&[])),
         healing: HealingValues::default(),
         failure_policy: FailurePolicy::Ignore,
         scope: scope(),
@@ -135,7 +157,7 @@ fn check(image: &str, policy: Option<&str>, expect: Verdict, why: &str) {
 // SPEC 12
 #[test]
 fn an_image_is_there_when_the_registry_or_every_node_holds_it() {
-    use Verdict::{Local, Missing, NotJudged};
+    use Verdict::{Local, Missing, NotJudged, OnNodes};
     let some = Some("IfNotPresent");
     check("r.io/local:1", some, Local, "");
     check("r.io/local:1", Some("Always"), Local, "");
@@ -152,8 +174,8 @@ fn an_image_is_there_when_the_registry_or_every_node_holds_it() {
     check("r.io/unknown:1", some, Missing, "no Artifact");
     check("not valid", some, Missing, "cannot be read");
     check("r.io/unknown:1", Some("Never"), Missing, "policy is Never");
-    // Its pods are rewritten, to a name that no node and no registry holds.
-    check("r.io/everywhere:1", some, Missing, "no Artifact");
+    // If its pods are rewritten, healing restores the name under which the nodes hold it.
+    check("r.io/everywhere:1", some, OnNodes, "the upstream's");
     check("r.io/everywhere:1", Some("Always"), Missing, "no Artifact");
     check("r.io/here:1", some, Missing, "no Artifact");
     check("other.example/app:1", some, Missing, "leaves it out");
@@ -468,10 +490,16 @@ fn a_node_with_pull_records_is_never_a_yes() {
     );
     assert!(image.why.contains("pull records"), "{image:?}");
     assert_eq!(image.candidates.unknown, ["one"]);
-    // New pods have the other name, of which the node has nothing.
+    // New pods have the other name, of which the node has nothing, and healing restores this one.
     let owner = deployment("shop", "web", &spec("r.io/here:1", Some("IfNotPresent")));
     inventory.objects = cluster(vec![owner]).objects;
-    assert_eq!(only(&inventory).start, Start::WouldNot);
+    assert_eq!(only(&inventory).start, Start::Unknown);
+    inventory.healing.mode = HealingMode::None;
+    assert_eq!(
+        only(&inventory).start,
+        Start::Unknown,
+        "the webhook may keep the original"
+    );
 }
 
 #[test]
@@ -487,13 +515,7 @@ fn a_pod_with_its_original_starts_after_healing_if_healing_may_change_it() {
     off.healing.mode = HealingMode::None;
     assert_eq!(only(&off).start, Start::WouldNot);
     let mut unprepared = healed();
-    unprepared.delivery = Some(Delivery {
-        state: DeliveryState {
-            unprepared: vec!["one".to_owned()],
-            ..DeliveryState::default()
-        },
-        ..Delivery::default()
-    });
+    unprepared.delivery = Some(delivery(&["one"]));
     assert_eq!(only(&unprepared).start, Start::WouldNot);
     let mut volume = bound("r.io/local:1", "one");
     volume["spec"]["containers"] = json!([]);
@@ -566,3 +588,5 @@ fn an_owner_is_as_well_off_as_the_worst_of_its_pods() {
     inventory.objects.remove("Pod");
     assert_eq!(only(&inventory).start, Start::Starts);
 }
+
+mod asked;
