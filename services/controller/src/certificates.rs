@@ -227,8 +227,8 @@ impl Failures {
     }
 }
 
-/// One round: observe, decide (`plan`), apply and record. After a failure with one Secret it goes on
-/// with the others, and returns the first failure at the end.
+/// One round: observe, decide (`plan`), apply and record. After a failure with one Secret it goes
+/// on with the others, and returns the first failure at the end.
 pub async fn round(context: &Context) -> Result<(), Error> {
     let (names, mut failures) = (&context.names, Failures::default());
     let now = jiff::Timestamp::now().as_second();

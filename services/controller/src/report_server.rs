@@ -216,8 +216,8 @@ fn keep(context: &Context, node: NodeId<'_>, body: &[u8]) -> Result<(), Refused>
     })
 }
 
-/// The UID of the node, if the client is its agent: a pod of the release's `DaemonSet` on this node,
-/// with this address.
+/// The UID of the node, if the client is its agent: a pod of the release's `DaemonSet` on this
+/// node, with this address.
 fn speaks_for(
     context: &Context,
     caller: &Caller,

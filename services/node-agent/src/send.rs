@@ -1,6 +1,6 @@
 //! Sends the node's report to the controller: to each replica that listens, after a change. Every
-//! minute it confirms the last one by its digest, and sends it again to a replica that does not have
-//! it.
+//! minute it confirms the last one by its digest, and sends it again to a replica that does not
+//! have it.
 //!
 //! Only the leading replica listens. A replica that refused is tried again, so a new leader has all
 //! reports within half a minute, and a controller that restarted under its address within two.

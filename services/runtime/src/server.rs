@@ -78,10 +78,11 @@ pub struct Limits {
     /// that has more. If there is none of these, it waits for `header_timeout`; if [`MAX_WAITING`]
     /// wait already, it is closed at once.
     pub connections: usize,
-    /// Connections per address (IPv6: per `ipv6_prefix`) at a time. Further ones are closed at once.
+    /// Connections per address (IPv6: per `ipv6_prefix`) at a time. Further ones are closed at
+    /// once.
     pub connections_per_address: usize,
-    /// Bits of the IPv6 network that counts as one address: 64, because a client chooses the others.
-    /// 128 if clients are pods, whose addresses the cluster chooses.
+    /// Bits of the IPv6 network that counts as one address: 64, because a client chooses the
+    /// others. 128 if clients are pods, whose addresses the cluster chooses.
     pub ipv6_prefix: u8,
     /// The divisor of the files that the process may have open, which gives this listener's share
     /// for all its connections. 3 for the main port of a process, 6 for each other one, so that a
