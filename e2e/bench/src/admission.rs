@@ -169,7 +169,7 @@ impl Bench {
             connection: None,
         };
         if inputs == Inputs::Full {
-            // That a review is not rewritten any more, and rewritten again, shows that it read both.
+            // A review that is not rewritten any more, and then is again, shows that it read both.
             write(api, Inputs::Away).await?;
             bench.wait(false).await?;
             write(api, Inputs::Full).await?;

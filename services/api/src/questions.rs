@@ -3,11 +3,11 @@
 //!
 //! The registry answers [`held::INTERNAL_PATH`] on port 5001 with mutual TLS: about its volume, and
 //! without a request to an upstream. The leading controller answers [`held::PATH`] and
-//! [`starts::PATH`] on the loopback of its pod only ([`PORT`]), without TLS, for commands that reach
-//! it by a port-forward. Each is a POST with JSON. Answers have the order of the questions.
+//! [`starts::PATH`] on the loopback of its pod only ([`PORT`]), without TLS, for commands that
+//! reach it by a port-forward. Each is a POST with JSON. Answers have the order of the questions.
 //!
-//! Errors are plain text: 400 for a body that is none or asks too much, 413 for a long one, 429 when
-//! too many requests run, and 503 from a controller that does not lead or knows nothing yet.
+//! Errors are plain text: 400 for a body that is none or asks too much, 413 for a long one, 429
+//! when too many requests run, and 503 from a controller that does not lead or knows nothing yet.
 
 use serde::{Deserialize, Serialize};
 

@@ -69,7 +69,7 @@ fn of_image(image: &Value) -> Said {
 }
 
 /// A namespace that Holdfast leaves, with pods that start offline and pods that do not.
-pub(super) fn left_alone(site: &Site, namespace: &str) -> Result<()> {
+pub(super) fn excluded_pods(site: &Site, namespace: &str) -> Result<()> {
     let labels = json!({"holdfast.dev/rewrite": "disabled"});
     site.kube.apply(&[objects::namespace(namespace, &labels)])?;
     let workers = site.workers()?;

@@ -15,7 +15,7 @@ use crate::kube;
 use crate::objects::{self, Pod};
 use crate::site::{LOGIN, PRIVATE, Pushed, SECRET, START, Site};
 use crate::tests::operator::{Ended, holdfast, table};
-use crate::tests::power_cut::{Answers, compare, ensure_variety, left_alone};
+use crate::tests::power_cut::{Answers, compare, ensure_variety, excluded_pods};
 use crate::upstream::Upstream;
 use crate::wait::eventually;
 use crate::world::World;
@@ -416,7 +416,7 @@ fn whole(site: &mut Site, program: &PathBuf, namespace: &str) -> Result<()> {
     site.installed()?;
     adopted(site, program, namespace)?;
     let left = format!("{namespace}-left");
-    left_alone(site, &left)?;
+    excluded_pods(site, &left)?;
     for (name, pods) in [("kept", 2), ("kept-here", 1), ("asks", 1)] {
         let label = format!("app={name}");
         site.kube
