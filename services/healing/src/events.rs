@@ -115,8 +115,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Normal,
             "ImageHealed",
             format!(
-                "{} (the registry can give the image, and the pod does not start with its present \
-                 name)",
+                "{} (the pod did not start under its present name, and the registry can serve the \
+                 image)",
                 list(changes)
             ),
         ),
@@ -124,8 +124,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Warning,
             "ImageRestored",
             format!(
-                "{} (the registry does not hold it and cannot copy it from its upstream now; the \
-                 node may have it, or the kubelet's own credentials may work: see its Artifact)",
+                "{} (the registry's name did not start, and the original is more likely to: the \
+                 node may have it, or the kubelet's own credentials may work; see the Artifact)",
                 list(changes)
             ),
         ),
@@ -141,8 +141,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Warning,
             "CannotPull",
             format!(
-                "{}: the image can be pulled under neither of its names now. Holdfast keeps \
-                 trying. The Artifact and the events of the pod say why",
+                "{}: the image starts under neither of its names now. Holdfast tries again. The \
+                 Artifact and the events of the pod say why",
                 keys.join(", ")
             ),
         ),
