@@ -271,6 +271,8 @@ pub enum Reason {
     Invalid,
     /// The registry's volume failed during the copy. The upstream and the image are not the cause.
     StoreFailed,
+    /// The registry takes no more work now, or the upstream asked for a pause.
+    Busy,
     /// The pull secrets of the pods cannot be read, so the registry got no request.
     PullSecretUnreadable,
     /// The registry itself could not be reached or failed.
@@ -284,7 +286,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Copied,
         Self::Copying,
         Self::Unauthorized,
@@ -294,6 +296,7 @@ impl Reason {
         Self::NoSpace,
         Self::Invalid,
         Self::StoreFailed,
+        Self::Busy,
         Self::PullSecretUnreadable,
         Self::RegistryUnavailable,
         Self::NoDemand,
@@ -312,6 +315,7 @@ impl Reason {
             Self::NoSpace => "NoSpace",
             Self::Invalid => "Invalid",
             Self::StoreFailed => "StoreFailed",
+            Self::Busy => "Busy",
             Self::PullSecretUnreadable => "PullSecretUnreadable",
             Self::RegistryUnavailable => "RegistryUnavailable",
             Self::NoDemand => "NoDemand",

@@ -26,11 +26,16 @@ const ON_ALL_NODES: &str = "onAllNodes";
 /// The key of the sources that start on some nodes only.
 const ON_SOME_NODES: &str = "onSomeNodes";
 
+/// The key of the names that pods in scope keep, because others would lose the image.
+const PROTECT: &str = "protect";
+
 /// Bytes of one source.
 const ENTRY_BYTES: usize = 8;
 /// The most sources of one set. All sets together stay below 1 MiB, the limit of an API object, in
 /// base64.
 pub const MAX_SOURCES: usize = 25_000;
+/// The most protected names.
+pub const MAX_PROTECTED: usize = 2000;
 /// The most hosts of upstreams in [`DeliveryState`].
 pub const MAX_HOSTS: usize = 500;
 /// The most nodes in [`DeliveryState::unprepared`]; of more, the others count as prepared, as all
@@ -151,6 +156,9 @@ pub struct Delivery {
     pub on_all_nodes: SourceSet,
     /// Names that start on some of them.
     pub on_some_nodes: SourceSet,
+    /// Names of preloaded images of which a pod that Holdfast leaves alone has one. A pull under
+    /// another name would take the image from that pod.
+    pub protect: SourceSet,
 }
 
 impl Delivery {
@@ -168,6 +176,7 @@ impl Delivery {
             held: set(HELD),
             on_all_nodes: set(ON_ALL_NODES),
             on_some_nodes: set(ON_SOME_NODES),
+            protect: set(PROTECT),
         }
     }
 
@@ -184,6 +193,7 @@ impl Delivery {
             (HELD, &self.held),
             (ON_ALL_NODES, &self.on_all_nodes),
             (ON_SOME_NODES, &self.on_some_nodes),
+            (PROTECT, &self.protect),
         ];
         let sets = sets.map(|(key, set)| (key.to_owned(), ByteString(set.bytes())));
         Ok(([(KEY.to_owned(), text)].into(), sets.into()))
@@ -235,6 +245,11 @@ impl Delivery {
         (self.held.contains(hash(&source.to_string())), on_nodes)
     }
 
+    /// Whether a pull of the source under another name takes the image from others.
+    pub fn is_protected(&self, source: &Reference) -> bool {
+        self.protect.contains(hash(&listed_name(source)))
+    }
+
     /// Whether a node's own configuration names the host.
     pub fn is_foreign(&self, host: &str) -> bool {
         self.state.foreign.iter().any(|foreign| foreign == host)
@@ -266,6 +281,7 @@ mod tests {
                 .collect(),
             on_all_nodes: ["a.example/app:1"].into_iter().collect(),
             on_some_nodes: ["a.example/app:2"].into_iter().collect(),
+            protect: ["docker.io/library/nginx:1"].into_iter().collect(),
         }
     }
 
@@ -288,6 +304,7 @@ mod tests {
         ] {
             let source = Reference::parse(text).unwrap();
             assert_eq!(read.source(&source), expect, "{text}");
+            assert_eq!(read.is_protected(&source), text == "nginx:1", "{text}");
         }
         let mut complete = read.clone();
         complete.state.nodes_known = true;

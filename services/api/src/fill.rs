@@ -131,11 +131,14 @@ pub enum FillErrorCode {
     Invalid,
     /// The registry's volume failed.
     StoreFailed,
+    /// The registry takes no more work now, or the upstream asked for a pause. Nothing is known of
+    /// the image.
+    Busy,
 }
 
 impl FillErrorCode {
     /// Every code, in the order of the document.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NotFound,
         Self::Unauthorized,
         Self::UpstreamUnavailable,
@@ -143,6 +146,7 @@ impl FillErrorCode {
         Self::NoSpace,
         Self::Invalid,
         Self::StoreFailed,
+        Self::Busy,
     ];
 
     /// The HTTP status that goes with the code.
@@ -154,6 +158,7 @@ impl FillErrorCode {
             Self::NoSpace => 507,
             Self::Invalid => 400,
             Self::StoreFailed => 500,
+            Self::Busy => 503,
         }
     }
 
@@ -167,6 +172,7 @@ impl FillErrorCode {
             Self::NoSpace => "NO_SPACE",
             Self::Invalid => "INVALID",
             Self::StoreFailed => "STORE_FAILED",
+            Self::Busy => "BUSY",
         }
     }
 }

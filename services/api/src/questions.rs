@@ -67,7 +67,9 @@ pub mod held {
 
     /// An image, which is held if its manifests and all blobs of its platforms are on the volume. A
     /// tag counts with the manifest that it names now.
-    #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+    #[derive(
+        Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+    )]
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     pub struct Image {
         /// The canonical upstream reference.

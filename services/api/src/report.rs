@@ -20,6 +20,8 @@ pub const MAX_IMAGES: usize = 2000;
 pub const MAX_BYTES: usize = 512 << 10;
 /// Foreign hosts in a report.
 pub const MAX_FOREIGN_HOSTS: usize = 200;
+/// Bytes of a host with its port.
+pub const MAX_HOST_BYTES: usize = 260;
 /// Names with a tag of one image, and as many with a digest.
 pub const MAX_NAMES: usize = 200;
 /// Bytes of a name, a repository, a host, or a Secret with its namespace.
@@ -104,7 +106,7 @@ impl NodeReport {
         limit("images", self.image_ids.len(), MAX_IMAGES)?;
         limit("hosts", self.foreign_hosts.len(), MAX_FOREIGN_HOSTS)?;
         for host in &self.foreign_hosts {
-            bytes("hosts", host)?;
+            limit("hosts", host.len(), MAX_HOST_BYTES)?;
         }
         for image in &self.image_ids {
             for names in [&image.names, &image.manifests] {
@@ -136,6 +138,8 @@ impl NodeReport {
     pub fn limit(&mut self) {
         let before = (self.image_ids.len(), self.foreign_hosts.len());
         self.image_ids.truncate(MAX_IMAGES);
+        self.foreign_hosts
+            .retain(|host| host.len() <= MAX_HOST_BYTES);
         self.foreign_hosts.truncate(MAX_FOREIGN_HOSTS);
         let images = std::mem::take(&mut self.image_ids);
         let mut left = MAX_BYTES.saturating_sub(json_bytes(self));
@@ -271,6 +275,16 @@ mod tests {
         assert_eq!(hosts.check(), Err(TooMany("hosts")));
         hosts.limit();
         assert_eq!(hosts.foreign_hosts.len(), MAX_FOREIGN_HOSTS);
+        assert!(hosts.truncated);
+
+        let long = "h".repeat(MAX_HOST_BYTES + 1);
+        let mut hosts = NodeReport {
+            foreign_hosts: vec![long, "registry.local".to_owned()],
+            ..NodeReport::default()
+        };
+        assert_eq!(hosts.check(), Err(TooMany("hosts")));
+        hosts.limit();
+        assert_eq!(hosts.foreign_hosts, ["registry.local"]);
         assert!(hosts.truncated);
     }
 }

@@ -5,6 +5,7 @@
 //! every replica that listens.
 
 mod on_nodes;
+mod preloaded;
 
 pub use on_nodes::OnNodes;
 
@@ -213,10 +214,10 @@ impl Reports {
 
     /// The hosts that the runtimes of nodes know by a configuration that Holdfast did not write, in
     /// order, at most [`MAX_FOREIGN_HOSTS`]: of more, those that most nodes know.
-    pub fn foreign_hosts(&self) -> BTreeSet<String> {
+    pub fn foreign_hosts(&self, now: Instant) -> BTreeSet<String> {
         let kept = self.kept.read();
         let mut nodes: HashMap<&str, usize> = HashMap::new();
-        for report in kept.nodes.values() {
+        for report in kept.nodes.values().filter(|it| it.is_current(now)) {
             let hosts: BTreeSet<&String> = report.foreign_hosts.iter().collect();
             for host in hosts {
                 *nodes.entry(host).or_default() += 1;
@@ -298,9 +299,9 @@ impl Report {
 
 impl Image {
     fn of(image: ReportedImage) -> Self {
-        let names = image.names.into_iter().chain(image.manifests);
+        let names: BTreeSet<String> = image.names.into_iter().chain(image.manifests).collect();
         Self {
-            names: names.collect(),
+            names: names.into_iter().collect(),
             record: image.record.map(|record| {
                 let record = record.into_iter();
                 record

@@ -27,6 +27,7 @@ pub fn advice(reason: Reason) -> &'static str {
         Reason::NoSpace => ENLARGE,
         Reason::Invalid => "correct the reference, or the values that exclude its host",
         Reason::StoreFailed => "Holdfast retries; check the registry's volume and its storage",
+        Reason::Busy => "Holdfast retries; the registry, or the upstream, has too much to do",
         Reason::PullSecretUnreadable => {
             "Holdfast retries; check the API server and the controller's permissions"
         }

@@ -4,7 +4,7 @@ use crate::nodes::created;
 use crate::owner::Owner;
 use crate::pull_status::{self, StuckPod};
 use crate::scope::Scope;
-use crate::sources::{address_of, sources};
+use crate::sources::{Sources, address_of, sources};
 use holdfast_api::artifact::Reference;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
@@ -22,6 +22,8 @@ pub struct PodFacts {
     pub uid: String,
     /// Its upstream images, canonical references; empty when the pod is not rewritten.
     pub sources: BTreeSet<String>,
+    /// The names, as runtimes list them, of images that it keeps whatever is known of them.
+    pub kept: BTreeSet<String>,
     /// Whether it may still start containers. A finished pod needs no copy but counts as a
     /// reference.
     pub alive: bool,
@@ -115,7 +117,8 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
         }),
         ..PodFacts::default()
     };
-    facts.sources = sources(&document, addresses, scope);
+    let Sources { needed, kept } = sources(&document, addresses, scope);
+    (facts.sources, facts.kept) = (needed, kept);
     facts.stuck_pod = pull_status::stuck_pod(&document, addresses, &facts.sources, || {
         scope.condition_holds(&document)
     })

@@ -3,33 +3,53 @@
 use crate::scope::Scope;
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
 use holdfast_api::labels;
+use holdfast_core::kubelet::listed_name;
 use holdfast_core::{Host, meaning, pod, rewrite};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// The upstream images that a pod, or the pod that a template becomes, needs: canonical references.
-/// Mirror pods and pods of Windows nodes bring none. A word that another webhook replaces is none.
-pub(crate) fn sources(document: &Value, addresses: &[String], scope: &Scope) -> BTreeSet<String> {
+/// The upstream images of a pod, or of the pod that a template becomes. Pods of Windows nodes have
+/// none. A word that another webhook replaces is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sources {
+    /// What it needs from the registry: canonical references. Mirror pods need none.
+    pub(crate) needed: BTreeSet<String>,
+    /// What it starts under the original name and never under another: the names under which
+    /// runtimes list that. Nothing whose policy is `Always`, because that is pulled anyway.
+    pub(crate) kept: BTreeSet<String>,
+}
+
+/// Reads the upstream images of a pod.
+pub(crate) fn sources(document: &Value, addresses: &[String], scope: &Scope) -> Sources {
+    let mut sources = Sources::default();
     let images = meaning::of_pod(document, addresses);
     if images.is_empty() || pod::is_windows(document) {
-        return BTreeSet::new();
+        return sources;
     }
     // A rewritten image needs its copy even if the rules changed.
     let wanted =
         !pod::is_mirror(document) && !labels::opts_out(document) && scope.condition_holds(document);
-    images
+    for found in images
         .iter()
         .filter(|found| !found.meaning.is_reserved_word())
-        .filter_map(|found| Some((found, found.meaning.source()?)))
-        .filter(|(found, source)| {
-            found.meaning.is_rewritten()
-                || (wanted
-                    && found.image.pull_policy.as_deref() != Some("Never")
-                    && scope.includes_source(source.host()))
-        })
-        .map(|(_, source)| source.to_string())
-        .filter(|source| source.len() <= MAX_SOURCE_BYTES)
-        .collect()
+    {
+        let Some(source) = found.meaning.source() else {
+            continue;
+        };
+        let text = source.to_string();
+        if text.len() > MAX_SOURCE_BYTES {
+            continue;
+        }
+        let policy = found.image.pull_policy.as_deref();
+        let is_needed = found.meaning.is_rewritten()
+            || wanted && policy != Some("Never") && scope.includes_source(source.host());
+        if is_needed {
+            sources.needed.insert(text);
+        } else if policy != Some("Always") {
+            sources.kept.insert(listed_name(source));
+        }
+    }
+    sources
 }
 
 /// The host of a reference when it is an IP address without a port: such may be an address of the

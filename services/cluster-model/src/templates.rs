@@ -2,7 +2,7 @@
 
 use crate::owner::Owner;
 use crate::scope::Scope;
-use crate::sources::sources;
+use crate::sources::{Sources, sources};
 use holdfast_core::pod;
 use holdfast_core::workload::{self, WorkloadKind};
 use serde_json::Value;
@@ -18,6 +18,8 @@ pub struct OwnerFacts {
     /// The upstream images that a pod of its template needs, canonical references; empty when such
     /// a pod is not rewritten.
     pub sources: BTreeSet<String>,
+    /// The names, as runtimes list them, of images that such a pod keeps whatever is known of them.
+    pub kept: BTreeSet<String>,
     /// Whether pods may still be made of it.
     pub may_start: bool,
     /// Names of the template's pull secrets.
@@ -37,7 +39,10 @@ pub fn owner_facts(
     let template = workload::pod_template(kind.kind, object)
         .map(|template| workload::pod_of(template, text("/metadata/namespace").unwrap_or_default()))
         .unwrap_or_default();
-    let sources = sources(&template, addresses, scope);
+    let Sources {
+        needed: sources,
+        kept,
+    } = sources(&template, addresses, scope);
     let (pull_secrets, service_account) = if sources.is_empty() {
         Default::default()
     } else {
@@ -48,6 +53,7 @@ pub fn owner_facts(
         uid: text("/metadata/uid").unwrap_or_default().to_owned(),
         controller: Owner::above(object),
         sources,
+        kept,
         may_start: workload::may_start(kind.kind, object),
         pull_secrets,
         service_account,

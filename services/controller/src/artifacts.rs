@@ -31,7 +31,7 @@ use holdfast_api::fill::Priority;
 use holdfast_cluster_index::apply::FIELD_MANAGER;
 use holdfast_cluster_index::events::object;
 use holdfast_cluster_index::{ClusterIndex, Key, WatchCache};
-use holdfast_cluster_model::{Demand, NodeFacts, demand};
+use holdfast_cluster_model::{Demand, demand};
 use holdfast_runtime::supervise::Heartbeat;
 use kube::api::{Api, PostParams};
 use kube::runtime::events::EventType;
@@ -176,8 +176,11 @@ async fn either(one: &mut watch::Receiver<u64>, other: &mut watch::Receiver<u64>
 /// The platforms of the cluster's nodes, which every copy of an index gets.
 pub type Platforms = Arc<BTreeSet<String>>;
 
-fn platforms<'a>(nodes: impl Iterator<Item = &'a NodeFacts>) -> Platforms {
-    Arc::new(nodes.filter_map(|node| node.platform.clone()).collect())
+pub(crate) fn platforms_of_nodes(index: &ClusterIndex) -> Platforms {
+    ClusterIndex::read(&index.nodes, |nodes| {
+        let platforms = nodes.iter().filter_map(|(_, node)| node.platform.clone());
+        Arc::new(platforms.collect())
+    })
 }
 
 /// The Artifacts of the index.
@@ -213,9 +216,7 @@ impl Work {
             })
         });
         // A node of a new architecture makes its platform wanted for every index.
-        self.platforms = ClusterIndex::read(&index.nodes, |nodes| {
-            platforms(nodes.iter().map(|(_, node)| node))
-        });
+        self.platforms = platforms_of_nodes(index);
         let now = Instant::now();
         self.created
             .retain(|_, at| now.duration_since(*at) < CREATE_VISIBLE_TIMEOUT);

@@ -6,6 +6,7 @@
 //! `docs/design/delivery.md` has the rules, `api::delivery` the format.
 
 mod hosts;
+mod protect;
 mod reported;
 mod unprepared;
 
@@ -17,6 +18,7 @@ use holdfast_runtime::supervise::Heartbeat;
 use hosts::Hosts;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
+use protect::Protected;
 use reported::Reported;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +52,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
         hosts: Hosts::resume(earlier.unwrap_or_default()),
         nodes: PreparedNodes::default(),
         reported: Reported::default(),
+        protected: Protected::default(),
     };
     let mut resync = Instant::now();
     loop {
@@ -88,6 +91,7 @@ struct Observed {
     hosts: Hosts,
     nodes: PreparedNodes,
     reported: Reported,
+    protected: Protected,
 }
 
 impl Observed {
@@ -101,13 +105,18 @@ impl Observed {
         let set = |names: &[String]| names.iter().map(String::as_str).collect();
         let (on_all_nodes, on_some_nodes) = (set(&on_nodes.all), set(&on_nodes.some));
         let nodes_known = on_nodes.complete;
-        let foreign = reported::foreign(context.reports.foreign_hosts(), &context.config.values);
+        let instant = std::time::Instant::now();
+        let protect = self.protected.observe(context, &on_nodes.all, instant);
+        let foreign = reported::foreign(
+            context.reports.foreign_hosts(instant),
+            &context.config.values,
+        );
         let (now, hosts) = (now.as_second(), &mut self.hosts);
         ClusterIndex::read(&context.index.artifacts, |artifacts| {
             hosts.observe(artifacts.iter().map(|(key, it)| (key, it.as_ref())), now);
             let held: SourceSet = artifacts
                 .iter()
-                .filter(|(_, artifact)| artifact.is_held())
+                .filter(|(key, artifact)| artifact.is_held() && !context.healing.is_lost(key))
                 .map(|(_, artifact)| artifact.spec.source_artifact.as_str())
                 .collect();
             Delivery {
@@ -120,6 +129,7 @@ impl Observed {
                 held,
                 on_all_nodes,
                 on_some_nodes,
+                protect,
             }
         })
     }

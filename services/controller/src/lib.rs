@@ -10,13 +10,16 @@ pub mod certificates;
 pub mod delivery;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod held;
 mod metrics;
 pub mod nodes;
+pub mod questions;
 pub mod report_server;
 pub mod state;
 
 use holdfast_api::access::AccessList;
 use holdfast_api::names::Names;
+use holdfast_api::questions::PORT;
 use holdfast_cluster_index::events::Publisher;
 use holdfast_cluster_index::reports::Reports;
 use holdfast_cluster_index::{self as index, ClusterIndex, Watches};
@@ -29,7 +32,7 @@ use holdfast_runtime::lease::Candidate;
 use holdfast_runtime::supervise::{Heartbeat, Supervisor};
 use holdfast_runtime::{CancellationToken, logs, server, shutdown};
 use prometheus_client::registry::Registry;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -44,8 +47,8 @@ const STUCK_AFTER: Duration = Duration::from_secs(180);
 /// Why the controller ends.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The admin port cannot be bound.
-    #[error("cannot listen on the admin port, {address}")]
+    /// The admin port, or the port for questions, cannot be bound.
+    #[error("cannot listen on {address}")]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -206,6 +209,10 @@ impl Context {
         self.spawn(supervisor, "comparing_owners", |context, heart| {
             comparing_owners::run(context.healing(), heart)
         });
+        let client = fills.clone();
+        self.spawn(supervisor, "held", move |context, heart| {
+            held::run(context, client.clone(), heart)
+        });
         self.spawn(supervisor, "artifacts", move |context, heart| {
             artifacts::run(context, fills.clone(), heart)
         });
@@ -258,8 +265,15 @@ pub async fn run(
     let metrics = Metrics::register(&mut registry);
     let mut context = Context::new(client, config, metrics)?;
     context.registry = outside.registry;
-    // Agents find the controller by its Service only.
-    context.agents = outside.admin.is_none().then(report_server::listen_address);
+    // Agents find the controller by its Service only, and commands by its pod.
+    let is_inside = outside.admin.is_none();
+    context.agents = is_inside.then(report_server::listen_address);
+    if is_inside {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
+        let listener = server::bind(address).map_err(|source| Error::Bind { address, source })?;
+        let serve = questions::serve(listener, context.clone(), None, stop.child_token());
+        tokio::spawn(serve);
+    }
     serve(context, registry, level, &identity, admin_listener, stop).await
 }
 

@@ -11,6 +11,7 @@
 use holdfast_api::Artifact;
 use holdfast_api::access::{Access, AccessRequest};
 use holdfast_api::fill::{FillRequest, FillResult};
+use holdfast_api::questions;
 use holdfast_cluster::apiserver::ApiServer;
 use holdfast_config::Config;
 use holdfast_controller::artifacts::fill::Client;
@@ -237,9 +238,15 @@ impl Registry {
             let accesses = accesses.clone();
             async move {
                 let is_access = request.uri().path() == holdfast_api::access::PATH;
+                let is_held = request.uri().path() == questions::held::INTERNAL_PATH;
                 let body: holdfast_runtime::server::RequestBody = request.into_body();
                 let body = body.collect().await?.to_bytes();
-                let (status, body) = if is_access {
+                let (status, body) = if is_held {
+                    let asked: questions::held::Images =
+                        serde_json::from_slice(&body).expect("images");
+                    let answers = vec![questions::Answer::Yes; asked.images.len()];
+                    (200, json!({"answers": answers}).to_string())
+                } else if is_access {
                     let request = serde_json::from_slice(&body).expect("a question of access");
                     let access = accesses.lock().unwrap()(&request);
                     (200, json!({"access": access}).to_string())

@@ -220,7 +220,7 @@ pub fn choose(state: &State) -> Rule {
     let original = state.original;
     if state.policy == PullPolicy::Never {
         Rule::Never
-    } else if state.protect && original == OnNodes::All {
+    } else if state.protect && state.policy != PullPolicy::Always && original == OnNodes::All {
         Rule::Protected
     } else if state.placeholder && local < Level::Sure {
         Rule::Placeholder

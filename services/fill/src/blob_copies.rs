@@ -166,7 +166,7 @@ impl BlobCopies {
                 }
                 // This source was not part of that copy.
                 Some(Err(_)) => {}
-                None => return Err(Error::Unavailable("shutting down".to_owned())),
+                None => return Err(Error::Busy("the registry is shutting down".to_owned())),
             }
         }
     }

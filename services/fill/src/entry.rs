@@ -96,7 +96,7 @@ impl Entry {
             .wait_for(|state| !matches!(state, State::Starting))
             .await;
         ready.map_or_else(
-            |_| State::Failed(Error::Unavailable("shutting down".to_owned())),
+            |_| State::Failed(Error::Busy("the registry is shutting down".to_owned())),
             |state| state.clone(),
         )
     }

@@ -108,9 +108,9 @@ impl From<Error> for FillError {
         let code = match &error {
             Error::NotFound => FillErrorCode::NotFound,
             Error::Unauthorized => FillErrorCode::Unauthorized,
-            Error::Unavailable(_) | Error::Later(..) | Error::TooMany(_) | Error::Busy(_) => {
-                FillErrorCode::UpstreamUnavailable
-            }
+            Error::Unavailable(_) | Error::Later(..) => FillErrorCode::UpstreamUnavailable,
+            // No reason to call the upstream away.
+            Error::TooMany(_) | Error::Busy(_) => FillErrorCode::Busy,
             Error::Store(_) => FillErrorCode::StoreFailed,
             Error::Invalid(_) | Error::NoManifest(_) => FillErrorCode::UpstreamInvalid,
             Error::NoSpace(_) => FillErrorCode::NoSpace,

@@ -28,6 +28,16 @@ type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
 /// A fill of an image that runs, its priority, and the requests that wait for it.
 type RunningImage = (ImageFill, SharedPriority, Arc<Interest>);
 
+/// What is local of all that is wanted of an image.
+pub(super) enum Presence {
+    /// Everything.
+    Whole(FillResult),
+    /// Not the manifest of its name, or not all blobs.
+    Lacking,
+    /// Not all entries of an index: its upstream may lack them, too. Or it is too large.
+    Unsure,
+}
+
 /// The fills of images in this process.
 pub(super) struct ImageFills {
     copier: ImageCopier,
@@ -121,7 +131,9 @@ impl ImageFills {
         });
         let running = told
             .map(|told| {
-                told.unwrap_or_else(|_| Err(Error::Unavailable("shutting down".to_owned())))
+                told.unwrap_or_else(|_| {
+                    Err(Error::Busy("the registry is shutting down".to_owned()))
+                })
             })
             .boxed()
             .shared();
@@ -129,19 +141,32 @@ impl ImageFills {
         (running, interest)
     }
 
-    /// What is local of an image, when all that is wanted of it is.
+    /// An image, when all that is wanted of it is local.
     pub(super) async fn local(
         &self,
         repo: &RepositoryName,
         target: &ManifestRef,
         platforms: &[String],
     ) -> Result<Option<FillResult>> {
+        Ok(match self.presence(repo, target, platforms).await? {
+            Presence::Whole(local) => Some(local),
+            Presence::Lacking | Presence::Unsure => None,
+        })
+    }
+
+    /// What is local of an image.
+    pub(super) async fn presence(
+        &self,
+        repo: &RepositoryName,
+        target: &ManifestRef,
+        platforms: &[String],
+    ) -> Result<Presence> {
         let digest = match target {
             ManifestRef::Digest(digest) => Some(digest.clone()),
             ManifestRef::Tag(tag) => self.copier.store.tag(repo, tag).await?,
         };
         let Some(digest) = digest else {
-            return Ok(None);
+            return Ok(Presence::Lacking);
         };
         let platforms = wanted::platforms(platforms);
         let (mut tally, mut media_type) = (Tally::default(), None);
@@ -159,10 +184,14 @@ impl ImageFills {
                     (manifest.media_type, parts, bytes, lacking)
                 });
             let Some((kind, parts, bytes, lacking)) = found.await? else {
-                return Ok(None);
+                return Ok(if depth == 0 {
+                    Presence::Lacking
+                } else {
+                    Presence::Unsure
+                });
             };
             if tally.add(&next, bytes).is_err() {
-                return Ok(None);
+                return Ok(Presence::Unsure);
             }
             if depth == 0 {
                 (media_type, tally.missing) = (Some(kind), lacking);
@@ -181,18 +210,19 @@ impl ImageFills {
                 let store = &self.copier.store;
                 let is_linked = store.repo_has_blob(repo, &part.digest).await?;
                 if !is_linked || store.stat_blob(&part.digest).await? != Some(part.size) {
-                    return Ok(None);
+                    return Ok(Presence::Lacking);
                 }
             }
             tally.size.add(&parts);
         }
-        Ok(media_type.map(|media_type| FillResult {
+        let whole = media_type.map(|media_type| FillResult {
             digest: digest.to_string(),
             media_type: media_type.as_str().to_owned(),
             size_bytes: tally.size.bytes,
             blobs: tally.size.blobs,
             already_local: true,
             missing: tally.missing,
-        }))
+        });
+        Ok(whole.map_or(Presence::Lacking, Presence::Whole))
     }
 }

@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt, stream};
 use holdfast_api::{
     access::{self, AccessRequest, AccessResult},
     fill::{self, FillError, FillErrorCode, FillRequest},
+    questions::{MAX_QUESTIONS, held},
     space::{self, Level, Space},
 };
 use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag};
@@ -87,6 +88,9 @@ async fn answer(
     if request.method() == Method::POST && path == access::PATH {
         return access_of_image(fills, request).await;
     }
+    if request.method() == Method::POST && path == held::INTERNAL_PATH {
+        return held_images(fills, request).await;
+    }
     let of_blob = path.strip_prefix("/internal/v1/blobs/");
     if let Some(digest) = of_blob.and_then(|rest| rest.strip_suffix("/sources"))
         && request.method() == Method::POST
@@ -99,7 +103,7 @@ async fn answer(
     if request.method() != Method::GET {
         return refuse(
             StatusCode::METHOD_NOT_ALLOWED,
-            "GET a blob or a manifest, or POST a fill, a source or a question of access",
+            "GET a blob or a manifest, or POST a fill, a source or a question",
         );
     }
     if path == space::PATH {
@@ -203,6 +207,24 @@ async fn access_of_image(fills: &Fills, request: Request<RequestBody>) -> Respon
     match fills.access(&request).await {
         Ok(access) => json(StatusCode::OK, &AccessResult { access }),
         Err(error) => failed(&error.into()),
+    }
+}
+
+/// Which images are on the volume.
+async fn held_images(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
+    let request = match read::<held::Images>(request, "list of images").await {
+        Ok(request) => request,
+        Err(answer) => return *answer,
+    };
+    if request.images.len() > MAX_QUESTIONS {
+        return refuse(StatusCode::BAD_REQUEST, "too many images");
+    }
+    match fills.held(request.images).await {
+        Some(answers) => json(StatusCode::OK, &answers),
+        None => refuse(
+            StatusCode::TOO_MANY_REQUESTS,
+            "other requests ask what is held",
+        ),
     }
 }
 

@@ -7,9 +7,9 @@
 //! `docs/design/fills.md` is the protocol.
 //!
 //! [`Fills`] is the entrance to components that each own their state. From the lowest one:
-//! [`Manifests`], [`Sources`] and [`Replicas`]; [`BlobCopies`] and [`ImageFills`]; [`TagChecks`],
-//! [`Lists`], [`ManifestPulls`] and [`BlobPulls`]. [`internal`] serves them to the controller and
-//! to other replicas.
+//! [`Manifests`], [`Sources`] and [`Replicas`]; [`BlobCopies`] and [`ImageFills`]; [`HeldChecks`],
+//! [`TagChecks`], [`Lists`], [`ManifestPulls`] and [`BlobPulls`]. [`internal`] serves them to the
+//! controller and to other replicas.
 
 mod blob_copies;
 mod blob_copy;
@@ -21,6 +21,7 @@ mod error;
 mod failures;
 mod fan_out;
 mod grants;
+mod held;
 mod image_copy;
 mod image_fills;
 pub mod internal;
@@ -49,6 +50,7 @@ use futures::future::BoxFuture;
 use holdfast_api::{
     access::{Access, AccessRequest},
     fill::{FillRequest, FillResult},
+    questions::{Answers, held::Image},
 };
 use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag};
 use holdfast_store::{LockHolder, Store};
@@ -59,6 +61,7 @@ use blob_copy::BlobCopier;
 use blob_pulls::BlobPulls;
 use compared_tags::ComparedTags;
 pub use error::{Error, Result};
+use held::HeldChecks;
 use image_copy::ImageCopier;
 use image_fills::ImageFills;
 use lists::Lists;
@@ -83,6 +86,7 @@ pub struct Fills {
     sources: Arc<Sources>,
     copies: Arc<BlobCopies>,
     images: Arc<ImageFills>,
+    held_checks: Arc<HeldChecks>,
     tag_checks: Arc<TagChecks>,
     lists: Arc<Lists>,
     manifest_pulls: Arc<ManifestPulls>,
@@ -129,6 +133,7 @@ impl Fills {
             owner,
         };
         let images = Arc::new(ImageFills::new(copier, metrics.clone()));
+        let held_checks = Arc::new(HeldChecks::new(Arc::clone(&images)));
         let tag_checks = TagChecks::new(
             upstreams.clone(),
             metrics.clone(),
@@ -163,6 +168,7 @@ impl Fills {
             sources,
             copies,
             images,
+            held_checks,
             tag_checks: Arc::new(tag_checks),
             lists: Arc::new(lists),
             manifest_pulls: Arc::new(manifest_pulls),
@@ -212,6 +218,11 @@ impl Fills {
         self.images
             .fill(&source, &repo, &target, &request.platforms)
             .await
+    }
+
+    /// Whether images are on the volume. `None`: too many requests ask that.
+    pub(crate) async fn held(&self, images: Vec<Image>) -> Option<Answers> {
+        self.held_checks.answers(images).await
     }
 
     /// Asks the upstream of an image which of the request's credentials it accepts. Allows no pull.

@@ -38,5 +38,17 @@ pub const INTERNAL_REQUEST_BYTES: u64 = 256 << 10;
 /// Time for the body of such a request.
 pub const INTERNAL_REQUEST_TIME: Duration = Duration::from_secs(30);
 
+/// Requests of the internal API at a time that ask in bulk what is held.
+pub const HELD_REQUESTS: usize = 2;
+
+/// Images of such a request that are looked at together.
+pub const HELD_AT_ONCE: usize = 2;
+
+/// Time for such a request. What was not looked at by then is unknown.
+pub const HELD_TIME: Duration = Duration::from_secs(20);
+
+/// Time for one of its images, which is unknown after it.
+pub const HELD_IMAGE_TIME: Duration = Duration::from_secs(2);
+
 /// After this many bytes of an upload it is asked again whether the volume has room.
 pub const SPACE_EVERY_BYTES: u64 = 32 << 20;

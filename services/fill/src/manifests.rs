@@ -65,7 +65,7 @@ pub(super) struct Manifests {
     pending: PendingManifests,
     names: Names,
     /// Manifests on the volume that are read at the same time.
-    readers: Semaphore,
+    pub(super) readers: Semaphore,
 }
 
 impl Manifests {

@@ -19,6 +19,7 @@ use holdfast_upstream::{SharedPriority, Timeouts};
 mod access;
 mod busy;
 mod claims;
+mod held;
 mod indexes;
 mod lies;
 mod names;

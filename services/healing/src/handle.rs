@@ -35,6 +35,8 @@ pub struct Healing {
     to_confirm: Mutex<BTreeSet<Key>>,
     /// When the registry last confirmed an image to this process.
     confirmed: Mutex<HashMap<Key, Instant>>,
+    /// Artifacts whose image the registry lost, whatever their status says.
+    lost: Mutex<BTreeSet<Key>>,
 }
 
 impl Healing {
@@ -49,6 +51,7 @@ impl Healing {
             retries: Mutex::default(),
             to_confirm: Mutex::default(),
             confirmed: Mutex::default(),
+            lost: Mutex::default(),
         }
     }
 
@@ -123,15 +126,30 @@ impl Healing {
     pub fn record_answer(&self, key: &Key, held: bool, now: Instant) {
         let mut confirmed = self.confirmed.lock();
         if held {
+            self.lost.lock().remove(key);
             confirmed.insert(key.clone(), now);
         } else {
             confirmed.remove(key);
         }
     }
 
+    /// Records that the registry does not hold these images, and requests that it is asked for them
+    /// again, which copies them.
+    pub fn record_lost(&self, keys: BTreeSet<Key>) {
+        self.confirmed.lock().retain(|key, _| !keys.contains(key));
+        self.lost.lock().extend(keys.iter().cloned());
+        self.request_confirmations(keys);
+    }
+
+    /// Whether the registry lost an image and did not confirm it since.
+    pub fn is_lost(&self, key: &Key) -> bool {
+        self.lost.lock().contains(key)
+    }
+
     /// Forgets the answers for Artifacts that are gone.
     pub fn forget(&self, exists: impl Fn(&Key) -> bool) {
         self.confirmed.lock().retain(|key, _| exists(key));
+        self.lost.lock().retain(|key| exists(key));
     }
 
     /// Whether the registry confirmed an image within [`Policy::confirmation_ttl`].
@@ -156,4 +174,29 @@ fn init<T: Clone>(
         is_unknown
     });
     list.borrow().clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_config::HealingValues;
+
+    #[test]
+    fn a_lost_image_is_lost_until_the_registry_confirms_it() {
+        let healing = Healing::new(Policy::of(HealingValues::default()));
+        let key = |name: &str| ("apps".to_owned(), name.to_owned());
+        let now = Instant::now();
+        healing.record_answer(&key("a"), true, now);
+        healing.record_lost(BTreeSet::from([key("a"), key("b")]));
+        assert!(healing.is_lost(&key("a")) && healing.is_lost(&key("b")));
+        assert!(!healing.is_confirmed(&key("a"), now));
+        let requested = healing.take_confirmations();
+        assert_eq!(requested, BTreeSet::from([key("a"), key("b")]));
+        healing.record_answer(&key("a"), false, now);
+        assert!(healing.is_lost(&key("a")));
+        healing.record_answer(&key("a"), true, now);
+        assert!(!healing.is_lost(&key("a")));
+        healing.forget(|_| false);
+        assert!(!healing.is_lost(&key("b")));
+    }
 }

@@ -279,7 +279,8 @@ impl Healer {
         let proof = self.context.healing.policy.proof;
         let reason = artifact.and_then(Artifact::reason).unwrap_or_default();
         let refused = artifact.and_then(|artifact| self.refusals.proven(key, artifact, proof, now));
-        let copy = if artifact.is_some_and(Artifact::is_held) {
+        let copy = if artifact.is_some_and(Artifact::is_held) && !self.context.healing.is_lost(key)
+        {
             Copy::Held
         } else if reason == Reason::Copying.as_str() {
             Copy::Arriving

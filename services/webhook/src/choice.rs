@@ -29,7 +29,7 @@ pub(crate) fn state(
         prepared,
         mirrored: false,
         foreign: known.is_foreign(&host),
-        protect: false,
+        protect: known.is_protected(source),
         policy: PullPolicy::of(image.pull_policy.as_deref()),
         kind: image.kind,
         placeholder: is_placeholder,
@@ -54,7 +54,7 @@ pub(crate) fn can_pull(pod: &Value, known: &Delivery) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use holdfast_api::delivery::{DeliveryState, HostState};
+    use holdfast_api::delivery::{DeliveryState, HostState, SourceSet};
     use holdfast_core::delivery::{Rule, choose};
     use holdfast_core::pod::Kind;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -88,6 +88,7 @@ pub(crate) mod tests {
             on_some_nodes: ["new.example/some:1", "up.example/some:1"]
                 .into_iter()
                 .collect(),
+            protect: SourceSet::default(),
         }
     }
 
@@ -157,6 +158,31 @@ pub(crate) mod tests {
             let state = state(&image, &source, false, true, &known);
             assert_eq!(state.original, expect);
             assert_eq!(choose(&state), Rule::Unknown, "a first pod is rewritten");
+        }
+    }
+
+    #[test]
+    fn what_others_would_lose_keeps_its_name_where_all_nodes_have_it() {
+        let mut known = known();
+        let all = ["up.example/all:1", "up.example/some:1", "new.example/all:1"];
+        known.held = all.into_iter().collect();
+        let protect = ["up.example/all:1", "up.example/some:1"];
+        known.protect = protect.into_iter().collect();
+        for (text, expect) in [
+            ("up.example/all:1", Rule::Protected),
+            ("up.example/some:1", Rule::Held),
+            ("new.example/all:1", Rule::Held),
+        ] {
+            let source = Reference::parse(text).unwrap();
+            let image = PodImage {
+                kind: Kind::Container,
+                name: "c".to_owned(),
+                image: text.to_owned(),
+                pull_policy: Some("IfNotPresent".to_owned()),
+                pointer: String::new(),
+            };
+            let state = state(&image, &source, false, true, &known);
+            assert_eq!(choose(&state), expect, "{text}");
         }
     }
 

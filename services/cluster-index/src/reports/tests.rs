@@ -202,7 +202,7 @@ fn images_are_kept_once_and_go_with_their_last_report() {
     assert_eq!(kept(), (2, 4));
     assert_eq!(reports.age(later), Some(60));
     assert_eq!(
-        reports.foreign_hosts(),
+        reports.foreign_hosts(later),
         BTreeSet::from(["registry.local:5000".to_owned()])
     );
     let version = reports.version();
@@ -341,9 +341,13 @@ fn of_too_many_foreign_hosts_those_of_most_nodes_are_kept() {
     with("liar", many.collect());
     with("a", vec!["registry.example".to_owned()]);
     with("b", vec!["registry.example".to_owned()]);
-    let hosts = reports.foreign_hosts();
+    let hosts = reports.foreign_hosts(now);
     assert_eq!(hosts.len(), MAX_FOREIGN_HOSTS);
     assert!(hosts.contains("registry.example"));
+    assert!(
+        reports.foreign_hosts(now + REPORT_TTL).is_empty(),
+        "too old"
+    );
 }
 
 /// A large site. `cargo test --release -- --nocapture` prints the times.

@@ -49,6 +49,42 @@ fn check(values: serde_json::Value, extra: serde_json::Value, expect: &[&str]) {
     );
 }
 
+#[test]
+fn what_a_pod_never_gets_under_another_name_is_kept() {
+    let image = |image: &str, policy: &str| {
+        let container = json!({"name": "c", "image": image, "imagePullPolicy": policy});
+        json!({"spec": {"containers": [container]}})
+    };
+    let opted_out = json!({"metadata": {"labels": {"holdfast.dev/rewrite": "disabled"}}});
+    let mirror = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}});
+    let windows = json!({"metadata": {"labels": {"holdfast.dev/rewrite": "disabled"}},
+        "spec": {"os": {"name": "windows"}}});
+    let digest = format!("r.io/a:1@sha256:{}", "a".repeat(64));
+    let listed = format!("r.io/a@sha256:{}", "a".repeat(64));
+    let app = "registry.example/team/app:1";
+    let mut always = image(app, "Always");
+    merge(&mut always, opted_out.clone());
+    for (extra, expect) in [
+        (json!({}), None),
+        (image("nginx", "IfNotPresent"), None),
+        (opted_out, Some(app)),
+        (mirror, Some(app)),
+        (windows, None),
+        (always, None),
+        (
+            image("nginx", "Never"),
+            Some("docker.io/library/nginx:latest"),
+        ),
+        (image(&digest, "Never"), Some(listed.as_str())),
+        (image("10.96.0.50/r.io/a:1", "Never"), None),
+    ] {
+        let scope = scope(json!({}));
+        let facts = pod_facts(&pod(extra.clone()), &[ADDRESS.to_owned()], &scope, false);
+        let kept: Vec<&str> = facts.kept.iter().map(String::as_str).collect();
+        assert_eq!(kept, expect.into_iter().collect::<Vec<_>>(), "{extra}");
+    }
+}
+
 // SPEC 41, SPEC 9, SPEC 11
 #[test]
 fn a_pod_needs_its_upstream_images_unless_it_opts_out() {

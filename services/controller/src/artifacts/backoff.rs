@@ -21,7 +21,7 @@ pub fn pause(
         }
         Reason::Copying => 1,
         Reason::RegistryUnavailable | Reason::PullSecretUnreadable => 15,
-        Reason::UpstreamUnavailable | Reason::NoSpace | Reason::StoreFailed => 60,
+        Reason::UpstreamUnavailable | Reason::NoSpace | Reason::StoreFailed | Reason::Busy => 60,
         Reason::Unauthorized | Reason::UpstreamInvalid => 300,
         Reason::NotFound => 600,
     };

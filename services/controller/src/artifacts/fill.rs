@@ -5,6 +5,7 @@ use crate::Context;
 use holdfast_api::access::{self, Access, AccessRequest, AccessResult};
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::{FillError, FillErrorCode, FillRequest, FillResult, PATH};
+use holdfast_api::questions::{Answer, Answers, held};
 use std::time::Duration;
 
 /// The port of the internal API.
@@ -13,6 +14,10 @@ pub const PORT: u16 = 5001;
 const FILL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Timeout of an access check, which is a few requests to one upstream.
 const ACCESS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout of a question about what is held.
+const HELD_TIMEOUT: Duration = Duration::from_secs(25);
+/// Images of one such question. Their sources and platforms fit into a request.
+const HELD_IMAGES: usize = 200;
 /// The longest error body that is read.
 const MAX_BODY: usize = 64 * 1024;
 
@@ -47,6 +52,7 @@ pub struct Client {
     http: reqwest::Client,
     url: String,
     access_url: String,
+    held_url: String,
 }
 
 impl Client {
@@ -72,6 +78,7 @@ impl Client {
             http,
             url: format!("{base}{PATH}"),
             access_url: format!("{base}{}", access::PATH),
+            held_url: format!("{base}{}", held::INTERNAL_PATH),
         }
     }
 
@@ -90,6 +97,33 @@ impl Client {
                 Access::Unknown
             }
         }
+    }
+
+    /// Asks whether the registry holds images; an answer for each, in their order. Without an
+    /// answer of the registry it is [`Answer::Unknown`].
+    pub async fn held(&self, images: &[held::Image]) -> Vec<Answer> {
+        let mut all = Vec::with_capacity(images.len());
+        for images in images.chunks(HELD_IMAGES) {
+            let images = images.to_vec();
+            let count = images.len();
+            let post = self.http.post(&self.held_url).timeout(HELD_TIMEOUT);
+            let answer = async {
+                let post = post.json(&held::Images { images });
+                let answer = post.send().await?.error_for_status()?;
+                answer.json::<Answers>().await
+            };
+            let mut answers = match answer.await {
+                Ok(Answers { answers }) if answers.len() == count => answers,
+                Ok(_) => Vec::new(),
+                Err(error) => {
+                    tracing::debug!(%error, "the registry does not say what it holds");
+                    Vec::new()
+                }
+            };
+            answers.resize(count, Answer::Unknown);
+            all.append(&mut answers);
+        }
+        all
     }
 
     /// Requests a copy and waits for it for two minutes at most; a longer one is `Copying`.
@@ -181,6 +215,7 @@ pub const fn reason_of(code: FillErrorCode) -> Reason {
         FillErrorCode::NoSpace => Reason::NoSpace,
         FillErrorCode::Invalid => Reason::Invalid,
         FillErrorCode::StoreFailed => Reason::StoreFailed,
+        FillErrorCode::Busy => Reason::Busy,
     }
 }
 
@@ -212,6 +247,7 @@ mod tests {
                 r#"{"code":"STORE_FAILED","message":"m"}"#,
                 Reason::StoreFailed,
             ),
+            (503, r#"{"code":"BUSY","message":"m"}"#, Reason::Busy),
             // Of a newer registry.
             (
                 500,

@@ -233,7 +233,7 @@ impl Memory {
 }
 
 /// The platforms of a copy: the Artifact's own, else those of the nodes.
-fn wanted_platforms(artifact: &Artifact, of_nodes: &Platforms) -> Vec<String> {
+pub(crate) fn wanted_platforms(artifact: &Artifact, of_nodes: &Platforms) -> Vec<String> {
     let own = artifact.spec.platforms.clone();
     own.unwrap_or_else(|| of_nodes.iter().cloned().collect())
 }

@@ -251,6 +251,9 @@ mod tests {
         let other = |attempts| ("n", B, "UpstreamUnavailable", attempts);
         check(&[(0, &[failed(1), other(1)])], None);
         check(&[(0, &[failed(1), other(2)])], Some(Answer::Away));
+        // The registry or the upstream asks for a pause.
+        let busy = [("n", A, "Busy", 9), ("n", B, "Busy", 9)];
+        check(&[(0, &busy)], None);
         // One repository may fail for a reason of its own.
         check(&[(0, &[failed(1)]), (5, &[failed(9)])], None);
         let same = ("m", A, "UpstreamUnavailable", 9);

@@ -60,6 +60,9 @@ impl Reported {
 /// the registry knows them, too. The configuration for every host names none.
 pub(super) fn foreign(mut hosts: BTreeSet<String>, values: &Values) -> Vec<String> {
     hosts.remove(EVERY_HOST);
+    // A node may report any text.
+    let is_of_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+    hosts.retain(|host| host.bytes().all(is_of_host));
     for upstream in &values.upstreams {
         hosts.remove(&upstream.host);
     }
@@ -135,7 +138,14 @@ mod tests {
             host: "a.example".to_owned(),
             ..Default::default()
         });
-        let hosts = ["_default", "a.example", "b.example:5000"].map(str::to_owned);
+        let hosts = [
+            "_default",
+            "a.example",
+            "b.example:5000",
+            "\u{1}\"",
+            "é.example",
+        ];
+        let hosts = hosts.map(str::to_owned);
         assert_eq!(foreign(hosts.into(), &values), ["b.example:5000"]);
     }
 }

@@ -166,6 +166,16 @@ fn each_rule_of_admission_has_its_case() {
             },
             Rule::Protected,
         ),
+        // Each start pulls, so the image is taken away in any case.
+        (
+            State {
+                protect: true,
+                original: OnNodes::All,
+                policy: PullPolicy::Always,
+                ..held
+            },
+            Rule::Held,
+        ),
         // Where the original does not start, the copy that the registry has is better.
         (
             State {

@@ -3,7 +3,6 @@
 use std::{fs, path::Path, time::Duration};
 
 use bytes::Bytes;
-use holdfast_core::reference::Tag;
 
 use crate::harness::{Registry, Setup, image, noise, repo, sha256};
 
