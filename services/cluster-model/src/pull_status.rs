@@ -8,6 +8,7 @@ use holdfast_core::delivery::PullPolicy;
 use holdfast_core::kubelet::Credentials;
 use holdfast_core::meaning::{self, MAX_SOURCE_BYTES};
 use holdfast_core::pod::{self, Kind, PodImage};
+use holdfast_core::reference::Reference;
 use holdfast_core::workload;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -144,7 +145,7 @@ pub fn stuck_pod(
             .map_or(0, Timestamp::as_second),
         owner: Owner::above(document),
         wanted,
-        running: text("/status/phase") == Some("Running"),
+        running: text("/status/phase") == Some("Running") && runs(document),
         node: text("/spec/nodeName").map(str::to_owned),
         credentials: Credentials {
             namespace: text("/metadata/namespace").unwrap_or_default().to_owned(),
@@ -154,6 +155,16 @@ pub fn stuck_pod(
         images,
         history,
     })
+}
+
+/// Whether a container of the pod runs.
+fn runs(document: &Value) -> bool {
+    let statuses = ["containerStatuses", "initContainerStatuses"]
+        .into_iter()
+        .filter_map(|list| document.pointer(&format!("/status/{list}"))?.as_array());
+    statuses
+        .flatten()
+        .any(|status| status.pointer("/state/running").is_some())
 }
 
 /// Whether a pod is never changed: finished and terminating pods, static pods, those that opt out,
@@ -184,12 +195,36 @@ impl<'a> Waiting<'a> {
 
     fn progress(&self, image: &PodImage, source: &str) -> Progress {
         match image.kind {
-            Kind::Container => self.container("containerStatuses", &image.name).0,
-            Kind::Init => self.container("initContainerStatuses", &image.name).0,
+            Kind::Container => self.of_container("containerStatuses", image),
+            Kind::Init => self.of_container("initContainerStatuses", image),
             Kind::Ephemeral => Progress::Settled,
             // The runtime may report the full reference.
             Kind::Volume => self.volume(&image.name, [&image.image, source]),
         }
+    }
+
+    /// The progress of a container's own image. The kubelet reports the image of a volume at the
+    /// containers that mount it, too.
+    fn of_container(&self, list: &str, image: &PodImage) -> Progress {
+        let (progress, message) = self.container(list, &image.name);
+        if progress == Progress::Stuck
+            && !names(message, &image.image)
+            && self.names_volume(message)
+        {
+            return Progress::NotStarted;
+        }
+        progress
+    }
+
+    /// Whether a message names the image of a volume. The runtime may report the full reference.
+    fn names_volume(&self, message: &str) -> bool {
+        let volumes = self.document.pointer("/spec/volumes");
+        let volumes = volumes.and_then(Value::as_array).into_iter().flatten();
+        let mut texts = volumes.filter_map(|it| it.pointer("/image/reference")?.as_str());
+        texts.any(|text| {
+            let full = Reference::parse(text).map(|full| full.to_string());
+            names(message, text) || full.is_ok_and(|full| names(message, &full))
+        })
     }
 
     /// A container's progress, and what the kubelet says about it.

@@ -299,3 +299,55 @@ fn images_of_other_sources_are_nobodys_business() {
         None
     );
 }
+
+/// After a power cut the phase is `Running` while no container runs.
+#[test]
+fn a_pod_runs_if_it_was_started_and_a_container_runs() {
+    let waits = waiting("app", "ErrImagePull", "");
+    let side = |state: Value| json!({"name": "side", "state": state});
+    for (phase, state, expect) in [
+        ("Running", json!({"running": {}}), true),
+        (
+            "Running",
+            json!({"waiting": {"reason": "ErrImagePull"}}),
+            false,
+        ),
+        ("Running", json!({"terminated": {"exitCode": 137}}), false),
+        // A container beside the one that waits may run in a pod that never was.
+        ("Pending", json!({"running": {}}), false),
+    ] {
+        let statuses = json!([waits, side(state.clone())]);
+        let found = read(&pod(json!({"phase": phase, "containerStatuses": statuses})));
+        assert_eq!(
+            found.map(|pod| pod.running),
+            Some(expect),
+            "{phase} {state}"
+        );
+    }
+}
+
+/// The kubelet reports the image of a volume at the container that mounts it. The container's own
+/// image then only waits: to change its name helps nothing.
+#[test]
+fn a_container_is_not_stuck_for_the_image_of_its_volume() {
+    for (message, expect) in [
+        (
+            r#"failed to pull image "r.io/data:1": gone"#,
+            Progress::NotStarted,
+        ),
+        (
+            r#"failed to pull image "r.io/app:1": gone"#,
+            Progress::Stuck,
+        ),
+        ("pull QPS exceeded", Progress::Stuck),
+    ] {
+        let app = waiting("app", "ErrImagePull", message);
+        let found = progress(json!({"phase": "Running", "containerStatuses": [app]}));
+        let found = found.iter().find(|(key, _)| key == "containers/app");
+        assert_eq!(
+            found.map(|(_, progress)| *progress),
+            Some(expect),
+            "{message}"
+        );
+    }
+}
