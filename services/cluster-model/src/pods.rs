@@ -117,9 +117,13 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
         }),
         ..PodFacts::default()
     };
-    let Sources { needed, kept } = sources(&document, addresses, scope);
+    let Sources {
+        needed,
+        kept,
+        healed,
+    } = sources(&document, addresses, scope);
     (facts.sources, facts.kept) = (needed, kept);
-    facts.stuck_pod = pull_status::stuck_pod(&document, addresses, &facts.sources, || {
+    facts.stuck_pod = pull_status::stuck_pod(&document, addresses, &healed, || {
         scope.condition_holds(&document)
     })
     .map(Arc::new);

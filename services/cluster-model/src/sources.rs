@@ -17,6 +17,9 @@ pub(crate) struct Sources {
     /// What it starts under the original name and never under another: the names under which
     /// runtimes list that. Nothing whose policy is `Always`, because that is pulled anyway.
     pub(crate) kept: BTreeSet<String>,
+    /// What healing may give another name: what is needed, and what would be if its policy were not
+    /// `Never`.
+    pub(crate) healed: BTreeSet<String>,
 }
 
 /// Reads the upstream images of a pod.
@@ -41,9 +44,12 @@ pub(crate) fn sources(document: &Value, addresses: &[String], scope: &Scope) -> 
             continue;
         }
         let policy = found.image.pull_policy.as_deref();
-        let is_needed = found.meaning.is_rewritten()
-            || wanted && policy != Some("Never") && scope.includes_source(source.host());
-        if is_needed {
+        let is_healed =
+            found.meaning.is_rewritten() || wanted && scope.includes_source(source.host());
+        if is_healed {
+            sources.healed.insert(text.clone());
+        }
+        if found.meaning.is_rewritten() || is_healed && policy != Some("Never") {
             sources.needed.insert(text);
         } else if policy != Some("Always") {
             sources.kept.insert(listed_name(source));

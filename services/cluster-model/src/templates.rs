@@ -42,6 +42,7 @@ pub fn owner_facts(
     let Sources {
         needed: sources,
         kept,
+        ..
     } = sources(&template, addresses, scope);
     let (pull_secrets, service_account) = if sources.is_empty() {
         Default::default()

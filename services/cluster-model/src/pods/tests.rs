@@ -49,6 +49,27 @@ fn check(values: serde_json::Value, extra: serde_json::Value, expect: &[&str]) {
     );
 }
 
+/// Only the name that its node has can help it, and only healing can set that.
+#[test]
+fn a_pod_that_never_pulls_can_be_healed() {
+    let stuck = |policy: &str, labels: serde_json::Value| {
+        let container = json!({"name": "c", "image": "r.io/a:1", "imagePullPolicy": policy});
+        let waits = json!({"waiting": {"reason": "ErrImageNeverPull"}});
+        let extra = json!({
+            "metadata": {"labels": labels},
+            "spec": {"containers": [container]},
+            "status": {"phase": "Running", "containerStatuses": [{"name": "c", "state": waits}]},
+        });
+        let scope = scope(json!({}));
+        let facts = pod_facts(&pod(extra), &[ADDRESS.to_owned()], &scope, false);
+        (facts.stuck_pod.is_some(), facts.sources.len())
+    };
+    assert_eq!(stuck("Never", json!({})), (true, 0), "it needs no copy");
+    assert_eq!(stuck("IfNotPresent", json!({})), (true, 1));
+    let opted_out = json!({"holdfast.dev/rewrite": "disabled"});
+    assert_eq!(stuck("Never", opted_out), (false, 0));
+}
+
 #[test]
 fn what_a_pod_never_gets_under_another_name_is_kept() {
     let image = |image: &str, policy: &str| {
